@@ -7,7 +7,16 @@ __all__ = ['InputError', 'project_root', 'data_path', 'cache_path', 'runs_path',
            'code_hash', 'atomic_path', 'write_json', 'read_json', 'hardware', 'provenance', 'map_patients']
 
 # %% ../nbs/00_core.ipynb #c002
-import contextlib, dataclasses, hashlib, json, os, platform, subprocess, sys, tempfile, time
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
 from functools import lru_cache
 from pathlib import Path
 
@@ -158,8 +167,8 @@ def provenance(
     versions = {'python': platform.python_version()}
     for p in ('numpy', 'torch', 'fastai', 'SimpleITK', 'numba', 'scipy', 'pandas'):
         with contextlib.suppress(PackageNotFoundError): versions[p] = version(p)
-    return dict(bmd_xray=bmd_xray.__version__, git_commit=_git('rev-parse', 'HEAD') or None, git_dirty=bool(_git('status', '--porcelain', '--', 'bmd_xray', 'nbs')),
-                versions=versions, hardware=hardware(), time=time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()), **extra)
+    return dict(bmd_xray=bmd_xray.__version__, git_commit=_git('rev-parse', 'HEAD') or None,
+                git_dirty=bool(_git('status', '--porcelain', '--', 'bmd_xray', 'nbs')), versions=versions, hardware=hardware(), time=time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()), **extra)
 
 # %% ../nbs/00_core.ipynb #c023
 def map_patients(
@@ -174,5 +183,6 @@ def map_patients(
     from tqdm.auto import tqdm
     items = list(items)
     workers = min(workers or os.cpu_count() or 1, max(len(items), 1))
-    jobs = Parallel(n_jobs=workers, backend='sequential' if workers == 1 else 'loky', return_as='generator', inner_max_num_threads=None if workers == 1 else 1)
+    alone = workers == 1
+    jobs = Parallel(n_jobs=workers, backend='sequential' if alone else 'loky', return_as='generator', inner_max_num_threads=None if alone else 1)
     return list(tqdm(jobs(delayed(f)(i) for i in items), total=len(items), desc=desc, disable=None if progress is None else not progress))

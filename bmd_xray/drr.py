@@ -12,7 +12,7 @@ import numba
 import numpy as np
 
 from .core import InputError
-from .geometry import Orthographic, check_pose, invert
+from .geometry import Orthographic, check_pose
 
 # %% ../nbs/03_drr.ipynb #c005
 # what one unit of the volume over one mm of ray adds to the picture
@@ -37,7 +37,7 @@ def _leading_axis(rays, spacing) -> int: # 0, 1, 2 for x, y, z
     "The axis of the volume that the central ray follows most, in mm."
     return int(np.argmax(np.abs((rays.d0 - rays.s0)*spacing)))
 
-def _check_view(geometry, pose, affine, shape, backend=np):
+def _check_view(geometry, pose, affine, shape):
     "Refuse what cannot be projected: no geometry, or a volume that reaches behind the source."
     if not isinstance(geometry, Orthographic): raise InputError('geometry', got=type(geometry).__name__, expected='ConeBeam, SlotScan or Orthographic')
     corners = np.stack(np.meshgrid(*[(-.5, n - .5) for n in shape[::-1]], indexing='ij'), -1).reshape(-1, 3)
@@ -216,7 +216,9 @@ def render_objects(
     "Project every labelled object into a picture of its own, all in one traversal."
     array = np.asarray(getattr(labels, 'array', labels))
     values, per_mm = _values(volume, kind)
-    if array.shape != values.shape: raise InputError('labels', got=f'shape {array.shape}', expected=f'{values.shape}, the grid of the volume', remedy='read them with read_labels(path, reference=volume)')
+    if array.shape != values.shape:
+        raise InputError('labels', got=f'shape {array.shape}', expected=f'{values.shape}, the grid of the volume',
+                         remedy='read them with read_labels(path, reference=volume)')
     if not np.issubdtype(array.dtype, np.integer) and array.dtype != bool: raise InputError('labels', got=str(array.dtype), expected='whole numbers')
     if names is None: names = getattr(labels, 'names', None) or {str(v): int(v) for v in np.unique(array) if v}
     pose, affine = check_pose(pose), np.asarray(volume.affine)

@@ -36,7 +36,8 @@ class FemurLandmarks:
         if self.side not in ('left', 'right'): raise InputError('side', got=self.side, expected="'left' or 'right'")
         for name in POINTS:
             point = np.asarray(getattr(self, name), float)
-            if point.shape != (3,) or not np.isfinite(point).all(): raise InputError(f'landmark {name}', got=point.tolist(), expected='three finite numbers, mm')
+            if point.shape != (3,) or not np.isfinite(point).all():
+                raise InputError(f'landmark {name}', got=point.tolist(), expected='three finite numbers, mm')
             object.__setattr__(self, name, point)
         if np.linalg.norm(self.head_centre - self.shaft_5cm) < 30:
             raise InputError('landmarks', got='head and shaft less than 3 cm apart', expected='millimetres', remedy='convert voxels or metres to mm')
@@ -129,7 +130,8 @@ def neutral_drr(
     "The femur's parallel projection in the neutral pose, from the head to 1 cm below the shaft cut."
     points = np.stack([apply(neutral_pose(landmarks), getattr(landmarks, n)) for n in POINTS])
     x, z = (points[:, 0].min() - 45, points[:, 0].max() + 45), (apply(neutral_pose(landmarks), landmarks.shaft_2cm)[2] - 10, 40.)
-    geometry = Orthographic(size=(round((z[1] - z[0])/pixel), round((x[1] - x[0])/pixel)), pixel=pixel, centre=(-(z[0] + z[1])/2, (x[0] + x[1])/2))
+    size = round((z[1] - z[0])/pixel), round((x[1] - x[0])/pixel)
+    geometry = Orthographic(size=size, pixel=pixel, centre=(-(z[0] + z[1])/2, (x[0] + x[1])/2))
     return render_drr(density, geometry, neutral_pose(landmarks), kind='vbmd'), geometry
 
 def region_pixels(
@@ -150,7 +152,8 @@ def region_pixels(
     bone = drr >= EDGE_G_CM2
     region = bone & ((x - middle[0])*normal[0] + (z - middle[1])*normal[1] >= 0) & (z >= neutral.shaft_2cm[2])
     pieces, n = label(region)
-    if n == 0: raise InputError('proximal femur', got='an empty region', expected='bone between the head-neck junction and the shaft', remedy='check landmarks and side')
+    if n == 0:
+        raise InputError('proximal femur', got='an empty region', expected='bone between the head-neck junction and the shaft', remedy='check landmarks and side')
     region = pieces == np.argmax(np.bincount(pieces.ravel())[1:]) + 1
     along = neutral.neck_centre - neutral.head_centre
     axis = along[[0, 2]]/np.linalg.norm(along[[0, 2]])
@@ -172,15 +175,17 @@ def measure_bmd(
     if mask.shape != density.shape: raise InputError('femur mask', got=f'shape {mask.shape}', expected=f'{density.shape}, the grid of the density')
     bone = Volume(array=mask, spacing=density.spacing, origin=density.origin, direction=density.direction, kind='labels')
     region3d = region_mask(bone, landmarks)
-    low = landmarks.shaft_2cm - 2*max(density.spacing)*(landmarks.shaft_2cm - landmarks.shaft_5cm)/np.linalg.norm(landmarks.shaft_2cm - landmarks.shaft_5cm)
-    if not ((index := density.to_index(low)) >= 0).all() or not (index <= np.array(density.shape[::-1]) - 1).all() or not region3d.any():
+    cut, axis = _cuts(landmarks)[2:]
+    index = density.to_index(cut - 2*max(density.spacing)*axis)  # the cut must leave whole slices below it
+    if not region3d.any() or not ((index >= 0) & (index <= np.array(density.shape[::-1]) - 1)).all():
         raise InputError('proximal femur', got='a region that leaves the volume', expected='the femur down to 2 cm below the lesser trochanter', remedy='a scan that reaches lower')
     spans = [np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))[[0, -1]] for axis in range(3)]
     box = [slice(max(lo - 1, 0), hi + 2) for lo, hi in spans]
     drr, geometry = neutral_drr(density.like(np.where(mask, density.array, 0).astype(np.float32)).crop(box), landmarks)
     region, neck = region_pixels(drr, geometry, landmarks)
     cm2 = geometry.pixel_area_mm2/100
-    return FemurBMD(abmd=float(drr[region].mean(dtype=float)), neck_abmd=float(drr[neck].mean(dtype=float)), vbmd=float(density.array[region3d].mean(dtype=float)),
+    mean = lambda values: float(values.mean(dtype=float))
+    return FemurBMD(abmd=mean(drr[region]), neck_abmd=mean(drr[neck]), vbmd=mean(density.array[region3d]),
                     area_cm2=float(region.sum()*cm2), bmc_g=float(drr[region].sum(dtype=float)*cm2), volume_cm3=float(region3d.sum()*density.voxel_volume_mm3/1000))
 
 # %% ../nbs/12_femur.ipynb #c019

@@ -23,7 +23,8 @@ def rigid(
 ) -> np.ndarray: # (4, 4)
     "A rigid pose: turn about x, then y, then z, around `centre`, then shift."
     (cx, cy, cz), (sx, sy, sz) = np.cos(a := np.radians([rx_deg, ry_deg, rz_deg])), np.sin(a)
-    R = np.array([[cz, -sz, 0], [sz, cz, 0], [0, 0, 1]]) @ np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]]) @ np.array([[1, 0, 0], [0, cx, -sx], [0, sx, cx]])
+    Rx, Ry, Rz = [[1, 0, 0], [0, cx, -sx], [0, sx, cx]], [[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]], [[cz, -sz, 0], [sz, cz, 0], [0, 0, 1]]
+    R = np.array(Rz) @ np.array(Ry) @ np.array(Rx)
     pose = np.eye(4)
     pose[:3, :3], pose[:3, 3] = R, np.asarray(centre) - R @ np.asarray(centre) + (tx, ty, tz)
     return pose
@@ -137,7 +138,8 @@ class Orthographic:
     def crop(self, row:int, col:int, rows:int, cols:int) -> 'Orthographic':
         "The same view, cut to a window of whole pixels that starts at (row, col)."
         pr, pc = self.pixel_rc
-        return replace(self, size=(rows, cols), centre=(self.centre[0] + pr*(row + (rows - self.size[0])/2), self.centre[1] + pc*(col + (cols - self.size[1])/2)))
+        centre = self.centre[0] + pr*(row + (rows - self.size[0])/2), self.centre[1] + pc*(col + (cols - self.size[1])/2)
+        return replace(self, size=(rows, cols), centre=centre)
 
     def binned(self, factor:int) -> 'Orthographic':
         "The same view with pixels `factor` times as large; the size must divide."
