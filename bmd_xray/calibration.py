@@ -38,7 +38,8 @@ class Calibration:
             if not (np.isfinite(v) and lo <= v <= hi):
                 hint = f'; is it HU per mg/cm3? its inverse is {1/v:.3f}' if what == 'slope' and v and lo <= 1/v <= hi else ''
                 raise InputError(f'calibration {what}', f'{v:g} {unit}', f'{lo} to {hi}', f'check phantom, units and order of slope and intercept{hint}')
-        if not str(self.source).strip(): raise InputError('calibration source', 'nothing', 'where slope and intercept came from', 'name the phantom scan or the publication')
+        if not str(self.source).strip():
+            raise InputError('calibration source', 'nothing', 'where slope and intercept came from', 'name the phantom scan or the publication')
         if strange := set(self.protocol) - set(PROTOCOL): raise InputError('calibration protocol', sorted(strange), f'some of {", ".join(PROTOCOL)}')
 
 # %% ../nbs/10_calibration.ipynb #c009
@@ -50,18 +51,24 @@ def fit_calibration(
 ) -> Calibration:
     "The line through phantom inserts, unmoved by one bad insert."
     hu, mg = np.asarray(hu_inserts, float), np.asarray(known, float)
-    if hu.shape != mg.shape or hu.ndim != 1 or len(hu) < 3: raise InputError('phantom inserts', f'{hu.shape} HU for {mg.shape} densities', 'equal numbers, at least 3')
+    if hu.shape != mg.shape or hu.ndim != 1 or len(hu) < 3:
+        raise InputError('phantom inserts', f'{hu.shape} HU for {mg.shape} densities', 'equal numbers, at least 3')
     if not np.isfinite(hu).all(): raise InputError('phantom inserts', hu.tolist(), 'finite HU', 'is every insert labelled and inside the scan?')
     if np.unique(hu).size < 2: raise InputError('phantom inserts', f'{hu[0]:g} HU in all of them', 'HU that rise with density', 'is the phantom in the scan?')
     slope, intercept = stats.theilslopes(mg, hu)[:2]
     off = np.abs(mg - slope*hu - intercept)
     keep = off <= max(10., 4.4478 * np.median(off)) # 3 standard deviations by the median, and never less than 10 mg/cm3
-    if (~keep).sum() > max(1, len(hu) - 4): raise InputError('phantom inserts', f'{(~keep).sum()} of {len(hu)} off the line, HU {np.round(hu, 1).tolist()}', 'at most 1', 'look at the inserts: metal, streaks, wrong order?')
+    if (~keep).sum() > max(1, len(hu) - 4):
+        raise InputError('phantom inserts', f'{(~keep).sum()} of {len(hu)} off the line, HU {np.round(hu, 1).tolist()}', 'at most 1',
+            'look at the inserts: metal, streaks, wrong order?')
     fit = stats.linregress(hu[keep], mg[keep])
-    if not fit.rvalue >= .98: raise InputError('phantom inserts', f'r = {fit.rvalue:.3f}, HU {np.round(hu, 1).tolist()}', 'r of at least .98', 'look at the inserts: wrong order, wrong place?')
+    if not fit.rvalue >= .98:
+        raise InputError('phantom inserts', f'r = {fit.rvalue:.3f}, HU {np.round(hu, 1).tolist()}', 'r of at least .98',
+            'look at the inserts: wrong order, wrong place?')
     e = mg[keep] - fit.slope*hu[keep] - fit.intercept
     note = '' if keep.all() else f' (insert of {mg[~keep][0]:g} mg/cm3 left out: {off[~keep][0]:.0f} mg/cm3 off the line)'
-    return Calibration(float(fit.slope), float(fit.intercept), source + note, float(fit.rvalue), float(np.sqrt((e**2).sum() / (keep.sum() - 2))), int(keep.sum()), protocol or {})
+    see = float(np.sqrt((e**2).sum() / (keep.sum() - 2)))
+    return Calibration(float(fit.slope), float(fit.intercept), source + note, float(fit.rvalue), see, int(keep.sum()), protocol or {})
 
 # %% ../nbs/10_calibration.ipynb #c014
 def measure_inserts(
@@ -72,13 +79,16 @@ def measure_inserts(
 ) -> np.ndarray: # (n,) HU
     "Mean HU in the core of each phantom insert."
     if ct.kind != 'HU': raise InputError('phantom inserts', ct.kind, 'a CT in HU')
-    if not ct.same_grid(labels): raise InputError('phantom inserts', f'labels {labels.shape}', f'the grid of the CT, {ct.shape}', 'read them with read_labels')
+    if not ct.same_grid(labels):
+        raise InputError('phantom inserts', f'labels {labels.shape}', f'the grid of the CT, {ct.shape}', 'read them with read_labels')
     out = []
     for name in names:
         m = labels.mask(name)
         core = np.stack([ndimage.distance_transform_edt(np.pad(s, 1), sampling=ct.spacing[1::-1])[1:-1, 1:-1] > margin for s in m])
         means = [ct.array[z][c].mean() for z, c in enumerate(core) if c.any()]
-        if not means: raise InputError(f'phantom insert {name!r}', f'{m.sum()} voxels, none {margin:g} mm inside it', 'a rod several voxels wide', 'lower the margin, or label the insert')
+        if not means:
+            raise InputError(f'phantom insert {name!r}', f'{m.sum()} voxels, none {margin:g} mm inside it', 'a rod several voxels wide',
+                'lower the margin, or label the insert')
         out.append(np.median(means))
     return np.array(out)
 
@@ -97,7 +107,8 @@ def check_protocol(
 ):
     "Refuse two protocols that differ in anything that both state."
     if differ := [k for k in PROTOCOL if ours.get(k) is not None and theirs.get(k) is not None and ours[k] != theirs[k]]:
-        raise InputError(what, ', '.join(f'{k} {ours[k]}' for k in differ), ', '.join(f'{k} {theirs[k]}' for k in differ), 'use phantom scans of the same protocol')
+        raise InputError(what, ', '.join(f'{k} {ours[k]}' for k in differ), ', '.join(f'{k} {theirs[k]}' for k in differ),
+            'use phantom scans of the same protocol')
 
 def phantomless(
     calibrations,       # two or more, of one protocol
@@ -105,18 +116,22 @@ def phantomless(
 ) -> Calibration: # see: the spread between scans at 200 HU, mg/cm3
     "The mean line of phantom scans of the same protocol."
     calibrations = list(calibrations)
-    if len(calibrations) < 2: raise InputError('phantom-less calibration', f'{len(calibrations)} calibrations', 'at least 2 phantom scans of the same protocol')
+    if len(calibrations) < 2:
+        raise InputError('phantom-less calibration', f'{len(calibrations)} calibrations', 'at least 2 phantom scans of the same protocol')
     for c in calibrations[1:]: check_protocol(c.protocol, calibrations[0].protocol, f'phantom-less calibration, {c.source}')
     missing = [k for k in ('model', 'kvp') if any(c.protocol.get(k) is None for c in calibrations)]
-    if missing: raise InputError('phantom-less calibration', f'phantom scans that do not state {" and ".join(missing)}', 'the scanner and voltage of each', 'fill in their protocol')
+    if missing:
+        raise InputError('phantom-less calibration', f'phantom scans that do not state {" and ".join(missing)}', 'the scanner and voltage of each',
+            'fill in their protocol')
     slope, intercept = (np.array([getattr(c, k) for c in calibrations]) for k in ('slope', 'intercept'))
     return Calibration(float(slope.mean()), float(intercept.mean()), f'{source} (n = {len(slope)}: {"; ".join(dict.fromkeys(c.source for c in calibrations))})',
                        see=float((slope*200 + intercept).std(ddof=1)), n=len(slope), protocol=calibrations[0].protocol)
 
 # %% ../nbs/10_calibration.ipynb #c023
+_COMPUTED = 'not measured on a scanner, but computed from NIST XCOM attenuation of HA for 120 kVp'
 SCANNERS = { # name: a curve; 1.31 and 1.46 HU per mg/cm3 of HA in water, from NIST XCOM attenuation at 70 and 65 keV
-    'computed_70kev': Calibration(1/1.31, 0., 'computed from NIST XCOM attenuation of HA at 70 keV (120 kVp), not measured on a scanner', protocol=dict(kvp=120.)),
-    'computed_65kev': Calibration(1/1.46, 0., 'computed from NIST XCOM attenuation of HA at 65 keV (120 kVp), not measured on a scanner', protocol=dict(kvp=120.))}
+    'computed_70kev': Calibration(1/1.31, 0., f'{_COMPUTED} at 70 keV effective', protocol=dict(kvp=120.)),
+    'computed_65kev': Calibration(1/1.46, 0., f'{_COMPUTED} at 65 keV effective', protocol=dict(kvp=120.))}
 
 def read_calibration(
     spec # a name in `SCANNERS`, 'slope,intercept,source', or a JSON file with slope, intercept, source and, if known, manufacturer, model, kvp, kernel
@@ -130,7 +145,8 @@ def read_calibration(
             raise InputError('calibration', repr(spec), 'slope,intercept,source', 'as in .72,-3.1,phantom scan of 2024-05') from e
     if not Path(spec).is_file(): raise InputError('calibration', repr(spec), f'slope,intercept,source, or a JSON file, or one of {", ".join(SCANNERS)}')
     note = read_json(spec)
-    if not isinstance(note, dict) or not {'slope', 'intercept', 'source'} <= set(note): raise InputError(spec, str(note)[:80], '{"slope": ..., "intercept": ..., "source": "..."}')
+    if not isinstance(note, dict) or not {'slope', 'intercept', 'source'} <= set(note):
+        raise InputError(spec, str(note)[:80], '{"slope": ..., "intercept": ..., "source": "..."}')
     if found := find_identifiers(note): raise InputError(spec, f'entries that may identify a patient ({", ".join(found)})', 'none', 'drop them')
     try: numbers = [float(note[k]) for k in ('slope', 'intercept')]
     except (TypeError, ValueError) as e: raise InputError(spec, f'slope {note["slope"]}, intercept {note["intercept"]}', 'two numbers') from e
@@ -143,7 +159,8 @@ def hu_to_vbmd(
 ): # the same form, mg/cm3 HA, float32
     "Bone density along the calibration line. Raises where the scan's protocol is another than the calibration's."
     if not isinstance(calibration, Calibration):
-        raise InputError('hu_to_vbmd', f'{type(calibration).__name__} as calibration', 'a Calibration', 'fit_calibration, phantomless or read_calibration give one')
+        raise InputError('hu_to_vbmd', f'{type(calibration).__name__} as calibration', 'a Calibration',
+            'fit_calibration, phantomless or read_calibration give one')
     line = lambda a: (np.asarray(a, np.float32) * np.float32(calibration.slope) + np.float32(calibration.intercept))
     if not isinstance(hu, Volume): return line(hu)
     if hu.kind != 'HU': raise InputError('hu_to_vbmd', f'a volume of {hu.kind}', 'HU')

@@ -55,7 +55,8 @@ def measure_muscle(
     "Volume, lean mass and HU of each structure."
     if ct.kind != 'HU': raise InputError('measure_muscle', f'a volume of {ct.kind}', 'HU')
     if not ct.same_grid(labels): raise InputError('measure_muscle', f'labels {labels.shape}', f'the grid of the CT, {ct.shape}', 'read them with read_labels')
-    if names is not None and (absent := [n for n in names if n not in labels.names]): raise InputError('structures', absent, f'some of {", ".join(labels.names)}')
+    if names is not None and (absent := [n for n in names if n not in labels.names]):
+        raise InputError('structures', absent, f'some of {", ".join(labels.names)}')
     at = np.flatnonzero(labels.array)
     value, hu = labels.array.ravel()[at], ct.array.ravel()[at].astype(float)
     total = lambda w=None: np.bincount(value, w, minlength=max(labels.names.values()) + 1)
@@ -65,5 +66,6 @@ def measure_muscle(
     def row(v):
         if not n[v]: return dict(voxels=0, volume_cm3=0., lean_mass_g=0., mean_hu=np.nan, sd_hu=np.nan, lean_fraction=np.nan)
         h, h2, f, m = (float(s[v]) for s in sums)
-        return dict(voxels=int(n[v]), volume_cm3=float(n[v]*cm3), lean_mass_g=m*cm3, mean_hu=h/n[v], sd_hu=float(np.sqrt(max(h2/n[v] - (h/n[v])**2, 0))), lean_fraction=f/n[v])
+        sd = np.sqrt(max(h2/n[v] - (h/n[v])**2, 0))
+        return dict(voxels=int(n[v]), volume_cm3=float(n[v]*cm3), lean_mass_g=m*cm3, mean_hu=h/n[v], sd_hu=float(sd), lean_fraction=f/n[v])
     return {name: row(v) for name, v in labels.names.items() if (name in names if names is not None else n[v])}
