@@ -83,7 +83,7 @@ def plot_bland_altman(
     a, b = np.asarray(a, float), np.asarray(b, float)
     ba = bland_altman(a, b, groups)
     out, mid = ba.outside(a, b), (a + b)/2
-    digits = max(0, 2 - int(np.floor(np.log10(ba.sd)))) if ba.sd else 3 # as many for each as the SD deserves
+    digits = max(0, 1 - int(np.floor(np.log10(ba.sd)))) if ba.sd else 3 # as many for each as the SD deserves
     ax.axhline(0, color='#BBBBBB', lw=.8, zorder=0)
     for y, ci, ls in ((ba.bias, ba.bias_ci, '-'), (ba.lower, ba.lower_ci, '--'), (ba.upper, ba.upper_ci, '--')):
         ax.axhspan(*ci, color='#555555', alpha=.08, lw=0, zorder=0)
