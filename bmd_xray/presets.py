@@ -84,7 +84,7 @@ def _apply(name:str, source:str, declared:dict, changes:dict) -> dict:
     "The declared parameters with `changes`, each known and of the right kind."
     for k, v in changes.items():
         if k not in declared or k == 'preset':
-            raise InputError(f'{name}, {source}', got=f'parameter {k!r}', expected=f'of {list(declared)[1:]}', remedy=near(k, declared))
+            raise InputError(f'{name}, {source}', got=f'parameter {k!r}', expected=f'of {list(declared)[1:]}', remedy=near(k, list(declared)[1:]))
         if not _fits(v, declared[k]):
             raise InputError(f'{name}, {source}, {k}', got=f'{v!r}, {type(v).__name__}', expected=f'{type(declared[k]).__name__}, like {declared[k]!r}',
                              remedy='YAML reads 1e-4 as text: write 1.0e-4' if isinstance(v, str) and isinstance(declared[k], float) else None)
