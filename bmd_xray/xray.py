@@ -35,7 +35,7 @@ class Imaging:
     aec:bool=True                # automatic exposure control: the exposure ends when the detector has its dose
     mas:float=0.                 # tube current x time per line or picture, where there is no aec
     dose:float=2.5               # uGy: what aec aims at behind the hips, and the exposure that the display takes as its reference
-    scatter_to_primary:float=.38 # behind 20 g/cm2 of soft tissue, after the grid; grows in proportion to thickness
+    scatter_to_primary:float=.38 # after the grid, median over a body of 20 g/cm2; grows in proportion to thickness
     scatter_fwhm:float=110.      # how far scatter spreads, mm
     heel:float=.12               # loss of exposure over 400 mm towards the anode: down the rows, or to the right
     heel_axis:str='rows'         # rows or cols
@@ -99,13 +99,12 @@ def _check_basis(basis, pixel):
     return basis, pixel
 
 def _scatter(primary, basis, pixel, im):
-    "Scattered signal: born where tissue is thick and the beam still strong, spread wide, scaled to the ratio over the body."
+    "Scattered signal: born where tissue is thick and the beam still strong, spread wide, scaled to the median ratio over the body."
     tissue = basis[:3].sum(0)
-    body = tissue > 2
-    if im.scatter_to_primary == 0 or not body.any(): return np.zeros_like(primary)
+    if im.scatter_to_primary == 0 or not (body := tissue > 2).any(): return np.zeros_like(primary)
     wide = smooth(primary*tissue, im.scatter_fwhm, pixel)
-    thick = np.clip(tissue[body].mean()/20, .25, 2)
-    return wide*np.float32(im.scatter_to_primary*thick*primary[body].mean()/wide[body].mean())
+    thick = np.clip(np.median(tissue[body])/20, .25, 2)
+    return wide*np.float32(im.scatter_to_primary*thick/np.median(wide[body]/primary[body]))
 
 def _line_gain(rows, step, im, rng):
     "Gain of each row: a wandering (Ornstein-Uhlenbeck) gain, averaged over the row's height."
