@@ -175,7 +175,8 @@ def ap_view(
     ct:Volume
 ) -> tuple: # (Orthographic, pose (4, 4))
     "The frontal view that holds the whole scan; pixels of at most 1 mm, and no larger than a voxel."
-    corners = ct.to_mm(np.stack(np.meshgrid(*[(-.5, n - .5) for n in ct.shape[::-1]]), -1).reshape(-1, 3))
+    # a whole voxel beyond the outer centres, where interpolation ends, so that a cut structure keeps its mass in the picture
+    corners = ct.to_mm(np.stack(np.meshgrid(*[(-1, n) for n in ct.shape[::-1]]), -1).reshape(-1, 3))
     lo, hi = corners.min(0), corners.max(0)
     pixel, pose = min(1., *ct.spacing), np.eye(4)
     pose[:3, 3] = -(lo + hi)/2

@@ -230,7 +230,7 @@ def write_page(
         '<p class="only">Research use only. The page names no patient; '
         f'the scan is known by the hash of its voxels and labels, {_esc(report["data_hash"])}.</p>',
         f'<h2>Bone mineral density</h2><div class="two">{"".join(_bmd_card(b, femur.get(b["side"]), bool(scan.get("contrast"))) for b in report["bmd"])}</div>',
-        '<h2>The scan from in front</h2><div class="film"><b class="r">R</b><b class="l">L</b><img alt="frontal projection of the scan with outlined structures" '
+        '<h2>The scan from in front</h2><div class="film"><b class="r">R</b><b class="l">L</b><img alt="the scan from in front, structures outlined" '
         f'src="{_inline(draw_overview(film, pictures, drr["pixel_mm"]))}"></div><div class="key">{key}</div>']
     mind = ''.join(f'<li>{_esc(w)}</li>' for w in report['warnings'])
     if mind: parts.append(f'<h2>Keep in mind</h2><div class="card"><ul style="margin:0">{mind}</ul></div>')

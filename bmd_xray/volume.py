@@ -227,15 +227,18 @@ def _check_nifti(path):
     if datatype in (128, 2304): raise InputError(path, 'RGB voxels', 'one value a voxel, HU', 'give the CT itself, not a coloured picture of it')
     if not all(np.isfinite(p) and p > 0 for p in pixdim[1:4]):
         raise InputError(path, f'voxel spacing {pixdim[1:4]} mm', 'three numbers above 0', 'mend pixdim in the header')
-    need = int(np.prod(dim[1:1 + dim[0]], dtype=np.int64)) * bits // 8 + max(int(take('f', 108)[0]), 348)
-    if zipped:
-        try:
-            have = 0 # the whole stream is read: a gzip trailer cannot be believed in a file cut short
-            with gzip.open(path, 'rb') as f:
-                while block := f.read(1 << 24): have += len(block)
-        except (EOFError, OSError, zlib.error) as e: raise InputError(path, f'a truncated file ({e})', TRUNCATED, 'copy it again') from e
-    else: have = path.stat().st_size
+    start, real = max(int(take('f', 108)[0]), 348), {16: 'f4', 64: 'f8'}.get(datatype)
+    need, have, bad = int(np.prod(dim[1:1 + dim[0]], dtype=np.int64)) * bits // 8 + start, start, 0
+    try: # the whole stream is read: a gzip trailer cannot be believed in a file cut short
+        with (gzip.open if zipped else open)(path, 'rb') as f:
+            f.seek(start)
+            while (zipped or real) and (block := f.read(1 << 24)):
+                have += len(block)
+                if real: bad += np.count_nonzero(~np.isfinite(np.frombuffer(block[:len(block) // int(real[1]) * int(real[1])], order + real)))
+    except (EOFError, OSError, zlib.error) as e: raise InputError(path, f'a truncated file ({e})', TRUNCATED, 'copy it again') from e
+    if not (zipped or real): have = path.stat().st_size
     if have < need: raise InputError(path, f'a truncated file, {have} bytes', f'{need} bytes', 'copy it again')
+    if bad: raise InputError(path, f'{bad} voxels of NaN or infinity', 'a finite value in every voxel', 'export it again') # ITK would read them as 0
     q, s = take('2h', 252)
     if q <= 0 and s <= 0:
         raise InputError(path, 'no orientation (qform and sform codes 0)', 'one of them set', 'convert the scan again, or the left hip may be the right one')
