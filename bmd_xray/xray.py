@@ -20,11 +20,11 @@ from .physics import BASIS, KEV, absorbed, beam, draw_settings, load_world, tran
 @dataclass(frozen=True)
 class Lut:
     "From exposure to grey."
-    centre:float=.3   # natural logarithm of (reference exposure / exposure) that shows mid-grey
-    width:float=3.4   # contrast: span of that logarithm from black to white
+    centre:float=-.2   # natural logarithm of (reference exposure / exposure) that shows mid-grey
+    width:float=2.2   # contrast: span of that logarithm from black to white
     gamma:float=1.    # > 1 darkens
     auto:float=.75    # how far the window follows the picture's own histogram, 0 to 1
-    compress:float=.3 # share of the slow brightness changes (> 60 mm) that is taken out
+    compress:float=.4 # share of the slow brightness changes (> 60 mm) that is taken out
     sharpen:float=.5  # unsharp mask at 1 mm
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ def expose(
     return Exposure(signal, scatter*(mas/dose), np.sqrt(quantum**2 + electronic**2), float(mas))
 
 # %% ../nbs/21_xray.ipynb #c017
-HISTOGRAM = 0., 2.2  # middle and 5-95 % span of d over the body of a typical hip film, where `auto` leaves the window as it is
+HISTOGRAM = -.5, 1.8  # middle and span of d, 20th to 95th percentile over the body, on a typical hip film: there `auto` leaves the window as it is
 
 def display(
     signal:np.ndarray,   # (rows, cols), reading in units of the reference
@@ -168,7 +168,7 @@ def display(
         d = d + np.float32(lut.sharpen)*(d - soft)
     step = max(1, d.size//8192)
     inside = d.ravel()[::step] if body is None else d.ravel()[::step][body.ravel()[::step]]
-    low, high = np.percentile(inside, [5, 95]) if inside.size > 16 else (HISTOGRAM[0] - HISTOGRAM[1]/2, HISTOGRAM[0] + HISTOGRAM[1]/2)
+    low, high = np.percentile(inside, [20, 95]) if inside.size > 16 else (HISTOGRAM[0] - HISTOGRAM[1]/2, HISTOGRAM[0] + HISTOGRAM[1]/2)
     centre = lut.centre + lut.auto*((low + high)/2 - HISTOGRAM[0])
     width = lut.width*(1 + lut.auto*(np.clip((high - low)/HISTOGRAM[1], .5, 2) - 1))
     if lut.compress: d = d - np.float32(lut.compress)*(smooth(np.clip(d, low, high), 60, pixel) - np.float32((low + high)/2))
