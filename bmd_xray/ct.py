@@ -14,7 +14,7 @@ from scipy.ndimage import binary_dilation, uniform_filter
 
 from .calibration import Calibration
 from .core import InputError
-from .physics import DENSITY, KEV, beam, draw_settings, load_world, mu_at
+from .physics import BASIS, DENSITY, KEV, beam, draw_settings, load_world, mu_at
 
 # %% ../nbs/16_ct.ipynb #c006
 HU_LIMITS = -1024, 3071  # what 12 bits store
@@ -50,13 +50,17 @@ def sample_scanner(
     return Scanner(**draw_settings(load_world() if world is None else world, 'ct', str(institution), key, difficulty, seed))
 
 # %% ../nbs/16_ct.ipynb #c008
-@numba.njit(cache=True, fastmath=True)
-def _mix(ha, lean, fat, metal, noise, k, sd):
-    "HU of every voxel at one energy, with white noise added."
-    for z in range(ha.shape[0]):
-        for y in range(ha.shape[1]):
-            for x in range(ha.shape[2]):
-                noise[z, y, x] = noise[z, y, x]*sd + ha[z, y, x]*k[0] + lean[z, y, x]*k[1] + fat[z, y, x]*k[2] + metal[z, y, x]*k[3] + k[4]
+@numba.njit(cache=True)
+def _mix(stack, noise, k, sd):
+    "HU of every voxel at one energy, with white noise added; False where a density is negative or not a number."
+    good = True
+    for z in range(stack.shape[0]):
+        for y in range(stack.shape[1]):
+            for x in range(stack.shape[2]):
+                a, b, c, d = stack[z, y, x, 0], stack[z, y, x, 1], stack[z, y, x, 2], stack[z, y, x, 3]
+                good &= a >= 0 and b >= 0 and c >= 0 and d >= 0
+                noise[z, y, x] = noise[z, y, x]*sd + a*k[0] + b*k[1] + c*k[2] + d*k[3] + k[4]
+    return good
 
 @numba.njit(cache=True, fastmath=True)
 def _blur(v, kz, ky, kx):
@@ -163,21 +167,19 @@ def metal_streaks(
     return _backproject(filtered, ny, nx, sx, sy, angles, step)*np.float32(1000/mono['water'])
 
 # %% ../nbs/16_ct.ipynb #c010
-def _add_streaks(hu, ha, lean, fat, metal, scanner, rng, spacing):
+def _add_streaks(hu, stack, scanner, rng, spacing):
     "Add metal artefacts to the slices with metal, computed on pixels of about 4 mm."
-    z = np.flatnonzero(metal.max((1, 2)) > .05)
+    z = np.flatnonzero(stack[..., 3].max((1, 2)) > .05)
     if not len(z): return
     mu = mu_at(scanner.kev)
     b = [max(1, int(round(4/s))) for s in spacing[:2]]
     ny, nx = (-(-n//f) for n, f in zip(hu.shape[1:], b[::-1]))
-    def coarse(v):
-        v = np.pad(v, ((0, 0), (0, ny*b[1] - v.shape[1]), (0, nx*b[0] - v.shape[2])))
-        return v.reshape(len(v), ny, b[1], nx, b[0]).mean((2, 4), dtype=np.float32)
-    water = (ha[z]*np.float32(mu['ha']/1000) + lean[z]*np.float32(mu['lean']) + fat[z]*np.float32(mu['fat']))/np.float32(mu['water'])
-    m = coarse(metal[z])
-    streaks = metal_streaks(m, coarse(water), (spacing[0]*b[0], spacing[1]*b[1]), scanner.kev, rng)
+    v = np.pad(stack[z], ((0, 0), (0, ny*b[1] - hu.shape[1]), (0, nx*b[0] - hu.shape[2]), (0, 0)))
+    v = v.reshape(len(z), ny, b[1], nx, b[0], 4).mean((2, 4), dtype=np.float32)
+    metal, water = v[..., 3], v[..., :3] @ np.array([mu['ha'], mu['lean'], mu['fat']], np.float32)/np.float32(mu['water'])
+    streaks = metal_streaks(metal, water, (spacing[0]*b[0], spacing[1]*b[1]), scanner.kev, rng)
     # inside metal the scale ends anyway; what the error leaves there must not bleed over the implant's edge through the coarse pixels
-    free = ~binary_dilation(m > .05, np.ones((1, 3, 3)))
+    free = ~binary_dilation(metal > .05, np.ones((1, 3, 3)))
     around = uniform_filter(np.stack([streaks*free, free.astype(np.float32)]), (0, 0, 7, 7), mode='nearest')
     streaks = np.where(free, streaks, around[0]/np.maximum(around[1], 1e-3))
     def up(n, f, m): return np.stack([np.interp((np.arange(n) + .5)/f - .5, np.arange(m), e) for e in np.eye(m)], 1).astype(np.float32)
@@ -185,26 +187,21 @@ def _add_streaks(hu, ha, lean, fat, metal, scanner, rng, spacing):
     for i, s in zip(z, streaks): hu[i] += np.float32(scanner.streaks)*(rows @ s @ cols.T)
 
 def phantom_to_hu(
-    ha:np.ndarray,    # (z, y, x) mg/cm3
-    lean:np.ndarray,  # (z, y, x) g/cm3
-    fat:np.ndarray,   # (z, y, x) g/cm3
-    metal:np.ndarray|None, # (z, y, x) g/cm3; None where there is none
+    stack:np.ndarray, # (z, y, x, 4) g/cm3, in the order of physics.BASIS
     scanner:Scanner,
     rng:np.random.Generator,
     spacing           # x, y, z, mm
 ) -> np.ndarray: # (z, y, x) int16 HU
     "The CT of known materials, as a scanner gives it."
-    parts = [np.asarray(p, np.float32) for p in ((ha, lean, fat) if metal is None else (ha, lean, fat, metal))]
-    if len({p.shape for p in parts}) > 1 or parts[0].ndim != 3: raise InputError('materials', [p.shape for p in parts], 'volumes (z, y, x) of one shape')
-    if not all(np.isfinite(p.max()) and p.min() >= 0 for p in parts): raise InputError('materials', 'negative or not finite', 'densities >= 0')
-    if metal is None: parts.append(np.broadcast_to(np.float32(0), parts[0].shape))
+    stack = np.asarray(stack, np.float32)
+    if stack.ndim != 4 or stack.shape[-1] != len(BASIS): raise InputError('materials', f'shape {stack.shape}', f'(z, y, x, {len(BASIS)}): {", ".join(BASIS)}')
     mu = mu_at(scanner.kev)
-    k = 1000*np.array([mu['ha']/1000, mu['lean'], mu['fat'], mu['metal']], float)/mu['water']
+    k = [1000*mu[m]/mu['water'] for m in BASIS] + [scanner.offset - 1000]
     kernels = [_kernel(f, s) for f, s in ((scanner.fwhm_z, spacing[2]), (scanner.fwhm, spacing[1]), (scanner.fwhm, spacing[0]))]
     sd = scanner.noise/np.prod([np.sqrt((w**2).sum()) for w in kernels])  # what the blur leaves is `noise`
-    hu = rng.standard_normal(parts[0].shape, np.float32) if scanner.noise else np.zeros(parts[0].shape, np.float32)
-    _mix(*parts, hu, np.append(k, scanner.offset - 1000).astype(np.float32), np.float32(sd))
+    hu = rng.standard_normal(stack.shape[:3], np.float32)
+    if not _mix(stack, hu, np.array(k, np.float32), np.float32(sd)): raise InputError('materials', 'negative or not a number', 'densities >= 0, g/cm3')
     _blur(hu, *kernels)
-    if scanner.streaks and metal is not None: _add_streaks(hu, *parts, scanner, rng, spacing)
+    if scanner.streaks: _add_streaks(hu, stack, scanner, rng, spacing)
     np.clip(hu, *HU_LIMITS, out=hu)
     return np.rint(hu, out=hu).astype(np.int16)

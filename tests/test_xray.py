@@ -49,8 +49,8 @@ def test_phantom_scan_finds_the_scanner_s_own_line(institution):
     scanner, known, mu = sample_scanner(institution, 'phantom', 1), (0, 50, 100, 150, 200), mu_at(68.)
     hu = []
     for mg in known:
-        ha = np.full((24, 22, 22), float(mg))
-        v = phantom_to_hu(ha, (1 - ha/1000/DENSITY['ha'])*mu['water']/mu['lean'], 0*ha, None, scanner, rng_for(f'insert {mg}', institution), (1, 1, 1))
+        insert = mg/1000, (1 - mg/1000/DENSITY['ha'])*mu['water']/mu['lean'], 0, 0
+        v = phantom_to_hu(np.full((24, 22, 22, 4), insert), scanner, rng_for(f'insert {mg}', institution), (1, 1, 1))
         hu.append(v[2:-2, 4:-4, 4:-4].mean())
     line, truth = fit_calibration(hu, known), scanner.true_calibration()
     assert line.r > .9999
