@@ -246,7 +246,7 @@ def begin(
     shutil.rmtree(exp.staging, ignore_errors=True)
     exp.staging.mkdir(parents=True)
     _current[:] = [exp]
-    exp.say(f'{preset}, run {folder.name}' + ''.join(f', {k} {values[k]}' for k in exp.changed))
+    exp.say(f'{preset}, seed {exp.seed}, run {folder.name}' + ''.join(f', {k} {values[k]}' for k in exp.changed if k != 'seed'))
     return exp
 
 def _begun() -> Experiment:
