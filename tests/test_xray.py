@@ -7,7 +7,7 @@ import pytest
 
 from bmd_xray.calibration import fit_calibration
 from bmd_xray.core import data_path, rng_for
-from bmd_xray.ct import phantom_to_hu, sample_scanner
+from bmd_xray.ct import sample_scanner, stack_to_hu
 from bmd_xray.physics import DENSITY, KEV, beam, load_table, load_world, mu_at
 from bmd_xray.radiograph import Radiograph, read_radiograph, write_radiograph
 from bmd_xray.xray import render_radiograph, sample_imaging
@@ -50,7 +50,7 @@ def test_phantom_scan_finds_the_scanner_s_own_line(institution):
     hu = []
     for mg in known:
         insert = mg/1000, (1 - mg/1000/DENSITY['ha'])*mu['water']/mu['lean'], 0, 0
-        v = phantom_to_hu(np.full((24, 22, 22, 4), insert), scanner, rng_for(f'insert {mg}', institution), (1, 1, 1))
+        v = stack_to_hu(np.full((24, 22, 22, 4), insert), scanner, rng_for(f'insert {mg}', institution), (1, 1, 1))
         hu.append(v[2:-2, 4:-4, 4:-4].mean())
     line, truth = fit_calibration(hu, known), scanner.true_calibration()
     assert line.r > .9999
