@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['B_MAS200', 'SLOPE_RANGE', 'INTERCEPT_RANGE', 'PROTOCOL', 'SCANNERS', 'Calibration', 'fit_calibration',
-           'measure_inserts', 'k2hpo4_to_ha', 'check_protocol', 'phantomless', 'read_calibration', 'hu_to_vbmd']
+           'measure_inserts', 'calibrate_on_phantom', 'k2hpo4_to_ha', 'check_protocol', 'phantomless',
+           'read_calibration', 'hu_to_vbmd']
 
 # %% ../nbs/10_calibration.ipynb #c003
 import re
@@ -93,13 +94,25 @@ def measure_inserts(
     return np.array(out)
 
 # %% ../nbs/10_calibration.ipynb #c017
+def calibrate_on_phantom(
+    ct:Volume,     # HU, with the phantom in the scan
+    labels:Volume, # on its grid, with rods named phantom_0, phantom_50, ... after their mg/cm3 HA
+) -> Calibration:
+    "The line through the phantom rods of this scan."
+    rods = {n: float(m[1]) for n in labels.names if (m := re.fullmatch(r'(?:phantom|insert)_(\d+)', n)) and labels.mask(n).any()}
+    if len(rods) < 3:
+        raise InputError('phantom', f'{len(rods)} labelled rods', 'at least 3, named phantom_0, phantom_50, ...', 'label them, or give slope,intercept,source')
+    protocol = {k: ct.provenance[k] for k in PROTOCOL if ct.provenance.get(k) is not None}
+    return fit_calibration(measure_inserts(ct, labels, rods), list(rods.values()), f'phantom in the scan, {len(rods)} rods', protocol)
+
+# %% ../nbs/10_calibration.ipynb #c020
 def k2hpo4_to_ha(
     mg # mg/cm3 of K2HPO4
 ):
     "HA density, mg/cm3; Faulkner 1993."
     return 1.15 * np.asarray(mg, float) - 7.32
 
-# %% ../nbs/10_calibration.ipynb #c020
+# %% ../nbs/10_calibration.ipynb #c023
 def check_protocol(
     ours:dict,  # of the scan
     theirs:dict, # of the calibration
@@ -127,7 +140,7 @@ def phantomless(
     return Calibration(float(slope.mean()), float(intercept.mean()), f'{source} (n = {len(slope)}: {"; ".join(dict.fromkeys(c.source for c in calibrations))})',
                        see=float((slope*200 + intercept).std(ddof=1)), n=len(slope), protocol=calibrations[0].protocol)
 
-# %% ../nbs/10_calibration.ipynb #c023
+# %% ../nbs/10_calibration.ipynb #c026
 _COMPUTED = 'not measured on a scanner, but computed from NIST XCOM attenuation of HA for 120 kVp'
 SCANNERS = { # name: a curve; 1.31 and 1.46 HU per mg/cm3 of HA in water, from NIST XCOM attenuation at 70 and 65 keV
     'computed_70kev': Calibration(1/1.31, 0., f'{_COMPUTED} at 70 keV effective', protocol=dict(kvp=120.)),
@@ -152,7 +165,7 @@ def read_calibration(
     except (TypeError, ValueError) as e: raise InputError(spec, f'slope {note["slope"]}, intercept {note["intercept"]}', 'two numbers') from e
     return Calibration(*numbers, str(note['source']), *(note.get(k) for k in ('r', 'see', 'n')), {k: note[k] for k in PROTOCOL if note.get(k) is not None})
 
-# %% ../nbs/10_calibration.ipynb #c026
+# %% ../nbs/10_calibration.ipynb #c029
 def hu_to_vbmd(
     hu,           # Volume of HU, or an array
     calibration:Calibration

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
-from .calibration import Calibration, hu_to_vbmd, read_calibration
+from .calibration import Calibration, calibrate_on_phantom, hu_to_vbmd, read_calibration
 from .core import InputError, content_hash, provenance, read_json, write_json
 from .drr import render_drr, render_objects
 from .femur import FemurLandmarks, measure_bmd, t_score
@@ -75,10 +75,9 @@ def check_labels(
 ):
     "Refuse labels with swapped sides or bones that are not bone."
     where = np.flatnonzero(labels.array)
-    value = labels.array.ravel()[where]
-    n = np.bincount(value)
-    index = np.stack([np.bincount(value, i) / np.maximum(n, 1) for i in np.unravel_index(where, labels.shape)[::-1]], 1) # (value, (x, y, z))
-    at = {name: labels.to_mm(index[labels.names[name]])[0] for name in measured} # x, mm
+    value, index = labels.array.ravel()[where], np.tile((np.array(labels.shape[::-1]) - 1)/2, (int(max(labels.array.max(), *labels.names.values(), 0)) + 1, 1))
+    index[:, 0] = np.bincount(value, where % labels.shape[2], len(index)) / np.maximum(np.bincount(value, minlength=len(index)), 1)
+    at = {name: labels.to_mm(index[labels.names[name]])[0] for name in measured} # x of their middle, mm
     swapped = [n for n, x in at.items() if split_side(n)[1] == 'left' and (right := n[:-4] + 'right') in at and x < at[right] - 10]
     if swapped:
         n = swapped[0]; right = n[:-4] + 'right'
@@ -121,7 +120,7 @@ def femur_bmd(
         out['metal_voxels'] = int((metal & near).sum())
         if out['metal_voxels']: refuse('metal in the femur', f'{out["metal_voxels"]} voxels of metal, up to {int(ct.array[metal & near].max())} HU')
         if landmarks is None: refuse('no landmarks', 'the nine points of the proximal femur were not given')
-    if calibration is None: refuse('no calibration', 'HU are not density: give phantom inserts or a scanner curve with its source')
+    if calibration is None: refuse('no calibration', 'HU are not density: give a scanner curve with its source, or label the rods of a phantom')
     if no: return out
     try:
         found = asdict(measure_bmd(hu_to_vbmd(ct, calibration), mask, landmarks))
@@ -237,15 +236,15 @@ def measure_ct(
     ct,               # path of the CT: DICOM folder or file, NIfTI, MHA, NRRD
     labels,           # path of its label map, or of a folder of masks
     out,              # folder to make
-    calibration=None, # Calibration, or what `read_calibration` takes
+    calibration=None, # Calibration, what `read_calibration` takes, or 'phantom' for labelled rods in the scan
     landmarks=None,   # path of a JSON file, see `read_landmarks`
-    names=None,       # table of label names, see `read_labels`
+    names=None,       # table of label names, see `read_labels`; 'bmd_xray' for this library's own
     reference=None    # of the T-score
 ) -> dict: # what measure.json holds
     "Measure a scan into a folder: measure.csv, bmd.csv, measure.json, index.html, drr.npz, drr/*.png. Raises `InputError`."
     out, made = Path(out).absolute(), None
-    calibration = read_calibration(calibration) if calibration is not None and not isinstance(calibration, Calibration) else calibration
-    if calibration and find_identifiers(asdict(calibration)): raise InputError('calibration', 'entries that may identify a patient', 'none', 'drop them')
+    if calibration not in (None, 'phantom') and not isinstance(calibration, Calibration): calibration = read_calibration(calibration)
+    if names == 'bmd_xray': from bmd_xray.anatomy import LABELS as names
     marks = read_landmarks(landmarks) if landmarks is not None else None
     if reference: t_score(1., reference) # an unknown reference is refused before the work
     made = _place(out)
@@ -253,6 +252,7 @@ def measure_ct(
         volume, said = _catch(read_volume, path=ct, name='CT')
         if volume.kind != 'HU': raise InputError(ct, f'a volume of {volume.kind}', 'a CT in HU')
         segmented, more = _catch(read_labels, volume, names, path=labels, name='labels')
+        if calibration == 'phantom': calibration = calibrate_on_phantom(volume, segmented)
         result = measure_scan(volume, segmented, calibration, marks, reference, what=labels)
         pictures, view, pose = render_scan(volume, segmented, result['structures'], calibration)
         scan = volume.provenance | dict(shape_zyx=list(volume.shape), spacing_xyz_mm=list(volume.spacing),
@@ -287,7 +287,8 @@ def add_arguments(parser:argparse.ArgumentParser):
     add('--labels', required=True, help='its label map, or a folder of masks named after their structures')
     add('--out', required=True, help='folder to make')
     add('--names', help="table of label names: totalsegmentator (default), bmd_xray, or a JSON file {name: value}")
-    add('--calibration', help="'slope,intercept,source' (mg/cm3 per HU, mg/cm3, where from), or a JSON file with these; without it BMD is refused")
+    add('--calibration', help="'slope,intercept,source' (mg/cm3 per HU, mg/cm3, where from), a JSON file with these, or 'phantom' where the label map "
+        'holds rods named phantom_0, phantom_50, ...; without it BMD is refused')
     add('--landmarks', help='JSON file with the landmarks of the femora, LPS mm; without it BMD is refused')
     add('--reference', help='reference of the T-score, such as nhanes3; without it none is given')
 

@@ -170,23 +170,22 @@ def _absent(rows:list) -> str:
     return '<p class="small soft"><b>Absent.</b> ' + '. '.join(_esc(line[0].upper() + line[1:]) for line in lines) + '.</p>' if lines else ''
 
 def _gallery(rows:list, pictures:dict, tissue:str, pixel:float) -> str:
-    "Object-wise projections at one scale, the right one on the left as on a film."
+    "Object-wise projections at one scale for all that it shows, the right one on the left as on a film."
     groups = {}
     for r in rows:
         name = f'{r["structure"]}_{r["side"]}' if r['side'] else r['structure']
         if r['tissue'] == tissue and name in pictures and pictures[name].any():
             group = 'vertebrae' if name.startswith('vertebrae') else r['structure']
             groups.setdefault(group, {}).setdefault(r['side'] or '', []).append(pictures[name])
-    cards = []
-    for group, sides in groups.items():
-        shown = {s: sum(sides[s]) for s in ('right', 'left', '') if s in sides}
-        top = max(float(np.percentile(p[p > 0], 99.9)) for p in shown.values())
-        images = []
-        for s, p in shown.items():
-            r, c = (np.flatnonzero((p > 0).any(a)) for a in (1, 0))
-            crop = p[r[0]:r[-1] + 1, c[0]:c[-1] + 1]
-            text = f'{_say(group)} {s}, frontal projection'
-            images.append(f'<img alt="{_esc(text)}" src="{_inline(to_grey(crop, top))}" style="width:{crop.shape[1]*pixel*.75:.0f}px">')
+    shown = {g: {s: sum(sides[s]) for s in ('right', 'left', '') if s in sides} for g, sides in groups.items()}
+    lit = lambda p: tuple(slice((i := np.flatnonzero((p > 0).any(a)))[0], i[-1] + 1) for a in (1, 0))
+    crops = {g: {s: p[lit(p)] for s, p in sides.items()} for g, sides in shown.items()}
+    high, wide = (max(f(c.shape[a] for c in sides.values())*pixel for sides in crops.values()) for a, f in ((0, max), (1, sum)))
+    scale, cards = min(.8, 196/high, 196/wide), [] # screen pixels per mm: the largest fits its card
+    for group, sides in crops.items():
+        top = max(float(np.percentile(p[p > 0], 99.9)) for p in sides.values())
+        images = [f'<img alt="{_esc(f"{_say(group)} {s}, from in front")}" src="{_inline(to_grey(p, top))}" style="width:{p.shape[1]*pixel*scale:.0f}px">'
+                  for s, p in sides.items()]
         white = f'<p class="small soft" style="margin:6px 0 0">white = {top:.2f} g/cm²</p>'
         cards.append(f'<div class="card"><h3>{_dot(group)}{_esc(_say(group))}</h3><div class="pair">{"".join(images)}</div>{white}</div>')
     return f'<div class="gallery">{"".join(cards)}</div>'
@@ -239,7 +238,7 @@ def write_page(
     if paired or middle:
         parts.append('<h2>Bones</h2>' + (_table(paired, BONE_COLUMNS, ('right', 'left')) if paired else '')
                      + (f'<div style="margin-top:14px">{_table(middle, BONE_COLUMNS, (None,))}</div>' if middle else ''))
-    rays = 'Parallel rays from in front, all at one scale, in g/cm². The numbers behind the pictures are in drr.npz.'
+    rays = 'Parallel rays from in front, in g/cm²; muscles and bones each at one scale. The numbers behind the pictures are in drr.npz.'
     if gallery: parts.append(f'<h2>Object-wise projections</h2><p class="small soft" style="margin:0">{rays}</p>{gallery}')
     told = ''.join(f'<dt>{_esc(_say(k))}</dt><dd>{_esc(v)}</dd>' for k, v in method.items())
     parts.append(f'<h2>How it was measured</h2><div class="card"><dl>{told}</dl></div>')

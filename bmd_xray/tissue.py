@@ -13,10 +13,13 @@ from .volume import Volume
 
 # %% ../nbs/11_tissue.ipynb #c005
 def _on(hu, f, kind):
-    "Apply `f` to HU in a Volume or an array."
+    "Apply `f` to HU in a Volume or an array; slice by slice, and by table where HU are whole numbers, for a CT is large."
     if not isinstance(hu, Volume): return f(np.asarray(hu, float))
     if hu.kind != 'HU': raise InputError(kind, f'a volume of {hu.kind}', 'HU', 'give the CT itself')
-    return hu.like(f(hu.array.astype(np.float32)).astype(np.float32), kind=kind)
+    out, table = np.empty(hu.shape, np.float32), None
+    if hu.array.dtype == np.int16: table = f(np.roll(np.arange(-2**15, 2**15), -2**15)).astype(np.float32) # in the order of the bits, read as unsigned
+    for z, a in enumerate(hu.array): out[z] = f(a.astype(np.float32)) if table is None else table[a.view(np.uint16)]
+    return hu.like(out, kind=kind)
 
 def hu_to_lean_fraction(
     hu # Volume of HU, or an array
@@ -43,8 +46,7 @@ def hu_to_lean_density(
     hu # Volume of HU, or an array
 ): # the same form, g/cm3
     "Lean-mass density: the lean fraction of the mass density."
-    if isinstance(hu, Volume): return hu_to_mass_density(hu).like(hu_to_lean_fraction(hu).array * hu_to_mass_density(hu).array, kind='lean_density')
-    return hu_to_lean_fraction(hu) * hu_to_mass_density(hu)
+    return _on(hu, lambda h: hu_to_lean_fraction(h) * hu_to_mass_density(h), 'lean_density')
 
 # %% ../nbs/11_tissue.ipynb #c013
 def measure_muscle(
