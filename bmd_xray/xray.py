@@ -20,7 +20,7 @@ from .physics import BASIS, KEV, absorbed, beam, draw_settings, load_world, tran
 @dataclass(frozen=True)
 class Lut:
     "From exposure to grey."
-    centre:float=-.2   # natural logarithm of (reference exposure / exposure) that shows mid-grey
+    centre:float=-.35   # natural logarithm of (reference exposure / exposure) that shows mid-grey
     width:float=2.2   # contrast: span of that logarithm from black to white
     gamma:float=1.    # > 1 darkens
     auto:float=.75    # how far the window follows the picture's own histogram, 0 to 1
