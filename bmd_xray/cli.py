@@ -8,14 +8,13 @@ __all__ = ['COMMANDS', 'main']
 # %% ../nbs/82_cli.ipynb #c002
 import argparse
 import importlib
-import importlib.util
 import os
 import sys
 import traceback
 
 import yaml
 
-from .core import InputError, project_root
+from .core import InputError
 
 # %% ../nbs/82_cli.ipynb #c005
 def _parameter(text:str) -> tuple: # name, value
@@ -55,19 +54,10 @@ class _List:
         return 0
 
 # %% ../nbs/82_cli.ipynb #c007
-def _benchmark():
-    "The benchmarks lie with the tests: they need the repository."
-    path = project_root()/'tests'/'benchmarks'/'projector.py'
-    if not path.exists(): raise InputError(path, got='no file', expected='the benchmarks', remedy='run bmdx bench from a clone of the repository')
-    spec = importlib.util.spec_from_file_location('projector', path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
 COMMANDS = {'run': (lambda: _Run, _Run.__doc__), 'list': (lambda: _List, _List.__doc__),
             'measure': (lambda: importlib.import_module('bmd_xray.measure'), 'measure bone and muscle on a CT with its labels'),
-            'cohort': (lambda: importlib.import_module('bmd_xray.cohort_files'), 'write a synthetic cohort: tables, radiographs, projections'),
-            'bench': (_benchmark, 'time the projector, against others where they are installed')}
+            'cohort': (lambda: importlib.import_module('bmd_xray.study'), 'write a synthetic cohort as a study: CTs, labels, radiographs, one table'),
+            'bench': (lambda: importlib.import_module('bmd_xray.bench'), 'time the projector, against others where they are installed')}
 
 def _usage() -> str:
     import bmd_xray
