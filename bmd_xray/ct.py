@@ -144,7 +144,7 @@ def metal_streaks(
     kev:float,         # effective energy, keV
     rng:np.random.Generator,
     photons:float=2e5, # per ray and view in air
-    n_angles:int=90
+    n_angles:int=72    # views over half a turn
 ) -> np.ndarray: # (slices, y, x) HU to add
     "What the polychromatic beam and the lack of photons behind metal do to a filtered backprojection."
     nz, ny, nx = metal.shape
@@ -176,7 +176,7 @@ def _add_streaks(hu, stack, scanner, rng, spacing):
     b = [max(1, int(round(4/s))) for s in spacing[:2]]
     ny, nx = (-(-n//f) for n, f in zip(hu.shape[1:], b[::-1]))
     v = np.pad(stack[z], ((0, 0), (0, ny*b[1] - hu.shape[1]), (0, nx*b[0] - hu.shape[2]), (0, 0)))
-    v = v.reshape(len(z), ny, b[1], nx, b[0], 4).mean((2, 4), dtype=np.float32)
+    v = sum(v[:, i::b[1], j::b[0]] for i in range(b[1]) for j in range(b[0]))/np.float32(b[0]*b[1])
     metal, water = v[..., 3], v[..., :3] @ np.array([mu['ha'], mu['lean'], mu['fat']], np.float32)/np.float32(mu['water'])
     streaks = metal_streaks(metal, water, (spacing[0]*b[0], spacing[1]*b[1]), scanner.kev, rng)
     # inside metal the scale ends anyway; what the error leaves there must not bleed over the implant's edge through the coarse pixels
