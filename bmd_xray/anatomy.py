@@ -9,7 +9,7 @@ __all__ = ['SIDES', 'MUSCLES', 'RODS', 'LABELS', 'POINTS', 'MIRROR', 'JOINT_SPAC
            'voxelise']
 
 # %% ../nbs/20_anatomy.ipynb #c002
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
@@ -17,7 +17,7 @@ from scipy.interpolate import CubicSpline, RectBivariateSpline
 
 from .core import InputError, data_path, read_json, rng_for
 from .shapes import (BALL, CAP, CUT, DISC, HALF, NO_PLATE, PLATE, bound, group_distance, move, noise_tile, solid)
-from .voxels import (AXIAL, BOWEL, FAT, FEMUR, HIP, LEAN, MUSCLE, OUTSIDE, TORSO_STEP, UNIFORM, femur_density, fill)
+from .voxels import (AXIAL, BOWEL, FEMUR, HIP, MUSCLE, OUTLINE_STEP, OUTSIDE, TORSO_STEP, UNIFORM, femur_density, fill, outline)
 from .volume import Volume
 
 # %% ../nbs/20_anatomy.ipynb #c004
@@ -279,7 +279,7 @@ def hip_solids(
     c, r, o, roof = _cavity(anatomy, side)
     rim = np.cross(np.cross(o, roof), o); rim /= np.linalg.norm(rim)
     # the socket's wall, sawn at the opening; higher over the roof
-    rows = list(rows) + [solid(c, o, r + 6.2*k, 1.5, rim, 1., 9, kind=CAP, extra=(6., 4.5 + .8*s['wave'], 0))]
+    rows = list(rows) + [solid(c, o, r + 6.*k, -1.5, rim, 1., 14, kind=CAP, extra=(6., 6. + .8*s['wave'], 0))]
     if s['rim'] > 0: # spurs over the roof's edge
         at = c + (r + 2.5)*(.93*rim + .10*o)
         front = np.cross(rim, o)
@@ -289,7 +289,7 @@ def hip_solids(
     # the fossa and its notch, below and medially
     low = -roof - .25*o
     low /= np.linalg.norm(low)
-    rows.append(solid(c + .20*r*low - .10*r*o, c + .55*r*low + .25*r*o, .86*r, .62*r, join=CUT, blend=3.))
+    rows.append(solid(c + .20*r*low - .10*r*o, c + .55*r*low + .25*r*o, .84*r, .6*r, join=CUT, blend=6.))
     return bound(np.array(rows))
 
 def _midline(rows):
@@ -381,12 +381,12 @@ def _femur_fields(anatomy, side):
     s = anatomy.side(side)
     P = _axis_crossing(s); v = np.arctan2(P[1], P[0])
     roof = np.array([.25, -.1, .96]); roof /= np.linalg.norm(roof)
-    return np.array([s['cortex'], s['spongy'], *P, s['femur'], s['head'], np.cos(v), np.sin(v), s['sclerosis'], *roof, s['marrow_fat'], s['grain'], s['neck'], 0.])
+    return np.array([s['cortex'], s['spongy'], *P, s['femur'], s['head'], np.cos(v), np.sin(v), s['sclerosis'], *roof, s['marrow_fat'], s['grain']])
 
 def _hip_fields(anatomy, side):
     s = anatomy.side(side)
     c, r, o, roof = _cavity(anatomy, side)
-    return np.array([1.15*s['cortex'], s['hip_spongy'], *c, r, *o, s['sclerosis']*.9, *(roof/np.linalg.norm(roof)), s['marrow_fat'], s['grain'] + 11.7, anatomy.body['size'], 0.])
+    return np.array([1.15*s['cortex'], s['hip_spongy'], *c, r, *o, s['sclerosis']*.9, *(roof/np.linalg.norm(roof)), s['marrow_fat'], s['grain'] + 11.7, anatomy.body['size']])
 
 def _cysts(anatomy, side):
     "Cysts in the head and in the roof, (3, 4) each, radius 0 where there is none; centre and radius, mm."
@@ -599,6 +599,9 @@ def voxelise(
     b = anatomy.body
     torso, z0 = _outline(anatomy)
     trunk = _pose(_turn(2, angles.pelvic_rotation_deg) @ _turn(1, angles.obliquity_deg))
+    node = np.floor(box[:, 0]/OUTLINE_STEP).astype(np.int64) - 2
+    lattice = np.empty((*(np.ceil(box[:, 1]/OUTLINE_STEP).astype(int) + 3 - node)[::-1], 3), np.float32)
+    outline(lattice, node, _affine(trunk), torso, z0, limbs, .75*b['fat'])
     out, labels = np.zeros((*shape, 4), np.float32), np.zeros(shape, np.uint8)
     cysts = [_cysts(anatomy, s) for s in SIDES]
     rows = np.ascontiguousarray(np.vstack(T.rows))
@@ -607,5 +610,5 @@ def voxelise(
          np.stack([_femur_fields(anatomy, s) for s in SIDES]), np.stack([_hip_fields(anatomy, s) for s in SIDES]),
          np.stack([c[0] for c in cysts]), np.stack([c[1] for c in cysts]),
          np.stack([_affine(frames['femur', s]) for s in SIDES]), np.stack([_affine(frames['hip', s]) for s in SIDES]),
-         _affine(trunk), torso, z0, limbs, .75*b['fat'], wall, _tile())
+         _affine(trunk), lattice, node, wall, _tile())
     return Phantom(out, labels, tuple(float(v) for v in sp), tuple(float(v) for v in origin), anatomy.patient_id)

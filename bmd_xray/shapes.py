@@ -72,7 +72,7 @@ def move(
     return rows
 
 # %% ../nbs/18_shapes.ipynb #c006
-@njit(cache=True, nogil=True, fastmath=True, inline='always')
+@njit(cache=True, nogil=True, fastmath=True)
 def _cone(r, x, y, z):
     "Round cone from a to b, radius r1 to r2, squeezed by `flat` along `axis`."
     f, ux, uy, uz = r[13] - 1., r[10], r[11], r[12]
@@ -93,7 +93,7 @@ def _cone(r, x, y, z):
         d /= math.sqrt(1. + ((f + 1.)*(f + 1.) - 1.)*g*g)
     return d
 
-@njit(cache=True, nogil=True, fastmath=True, inline='always')
+@njit(cache=True, nogil=True, fastmath=True)
 def _disc(r, x, y, z):
     "Upright elliptic drum from a to b: half-width r1 across, r2 along `axis`, waisted by `extra[1]`, edges rounded by `extra[0]`."
     hx, hy, hz = (r[5] - r[2])*.5, (r[6] - r[3])*.5, (r[7] - r[4])*.5
@@ -113,7 +113,7 @@ def _disc(r, x, y, z):
     q = max(r[19] - abs(side - cap), 0.)
     return max(side, cap) + q*q*.25/max(r[19], 1e-6)
 
-@njit(cache=True, nogil=True, fastmath=True, inline='always')
+@njit(cache=True, nogil=True, fastmath=True)
 def _plate(r, plate, x, y, z):
     "A curved sheet: outline, mid-height, half-thickness and slope from a lattice (2 mm) over its own plane; `extra` = scale, mirror."
     s = r[19]
@@ -137,7 +137,7 @@ def _plate(r, plate, x, y, z):
     g = (w - mid)*k
     return (math.sqrt(q*q + g*g) - t)*s
 
-@njit(cache=True, nogil=True, fastmath=True, inline='always')
+@njit(cache=True, nogil=True, fastmath=True)
 def distance(
     r,     # (22,) one solid
     plate, # (v, u, 4) the sheet's lattice, used by `PLATE` alone
@@ -150,11 +150,11 @@ def distance(
     if k == DISC: return _disc(r, x, y, z)
     if k == HALF: return (x - r[2])*r[5] + (y - r[3])*r[6] + (z - r[4])*r[7]
     px, py, pz = x - r[2], y - r[3], z - r[4]
-    if k == CAP: # a ball cut by the plane at height r2 along b; the corner is rounded by extra[0], the plane wavy by extra[1]
+    if k == CAP: # a ball cut by the plane at height r2 along b; the corner is rounded by extra[0], the plane bent up towards `axis` by extra[1]
         ball = math.sqrt(px*px + py*py + pz*pz) - r[8]
         h = px*r[5] + py*r[6] + pz*r[7]
         c = px*r[10] + py*r[11] + pz*r[12]
-        cut = h - r[9] - r[20]*c/max(r[8], 1.)
+        cut = h - r[9] - r[20]*c*c/max(r[8]*r[8], 1.)
         q = max(r[19] - abs(ball - cut), 0.)
         return max(ball, cut) + q*q*.25/max(r[19], 1e-6)
     ax, ay, az = px/r[19], py/r[20], pz/r[21]
@@ -164,7 +164,7 @@ def distance(
     if g < 1e-9: return -min(r[19], r[20], r[21])
     return (m - 1.)*m/g
 
-@njit(cache=True, nogil=True, fastmath=True, inline='always')
+@njit(cache=True, nogil=True, fastmath=True)
 def joined(
     d,   # distance of the rows so far, mm
     e,   # distance of the next row, mm
@@ -205,7 +205,7 @@ def noise_tile(
     t = (t - t.mean())/t.std()
     return np.pad(t, ((0, 1),)*3, mode='wrap').astype(np.float32)
 
-@njit(cache=True, nogil=True, fastmath=True, inline='always')
+@njit(cache=True, nogil=True, fastmath=True)
 def noise(
     tile,   # (33, 33, 33) from `noise_tile`
     x, y, z # position in lattice cells

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['UNIFORM', 'FEMUR', 'HIP', 'AXIAL', 'MUSCLE', 'BOWEL', 'OUTSIDE', 'CORTEX', 'LEAN', 'FAT', 'AIR_LABEL', 'SOFT_LABEL',
-           'FEMUR_FIELDS', 'HIP_FIELDS', 'TORSO_STEP', 'occupancy', 'femur_density', 'hip_density', 'fascia', 'fill']
+           'FEMUR_FIELDS', 'HIP_FIELDS', 'TORSO_STEP', 'OUTLINE_STEP', 'occupancy', 'femur_density', 'hip_density',
+           'fascia', 'outline', 'fill']
 
 # %% ../nbs/19_voxels.ipynb #c002
 import math
@@ -23,7 +24,7 @@ LEAN = 1.058    # g/cm3, muscle without fat
 FAT = .95       # g/cm3, adipose tissue
 AIR_LABEL, SOFT_LABEL = 0, 1
 
-@njit(cache=True, nogil=True, fastmath=True, inline='always')
+@njit(cache=True, nogil=True, fastmath=True)
 def occupancy(
     d, # signed distance, mm
     w  # width of the blur, mm
@@ -31,12 +32,12 @@ def occupancy(
     "Part of a voxel on the inner side of a surface."
     return min(max(.5 - d/w, 0.), 1.)
 
-@njit(cache=True, nogil=True, fastmath=True, inline='always')
+@njit(cache=True, nogil=True, fastmath=True)
 def _bump(t):
     "exp(-t^2/2), cheaply zero far out."
     return math.exp(-.5*t*t) if t < 4. else 0.
 
-@njit(cache=True, nogil=True, fastmath=True, inline='always')
+@njit(cache=True, nogil=True, fastmath=True)
 def _segment(x, y, z, ax, ay, az, bx, by, bz):
     "Distance to a segment and the place along it, 0..1."
     bx -= ax; by -= ay; bz -= az
@@ -45,15 +46,15 @@ def _segment(x, y, z, ax, ay, az, bx, by, bz):
     x -= t*bx; y -= t*by; z -= t*bz
     return math.sqrt(x*x + y*y + z*z), t
 
-@njit(cache=True, nogil=True, fastmath=True, inline='always')
+@njit(cache=True, nogil=True, fastmath=True)
 def _step(t):
     "Smooth step from 0 to 1."
     t = min(max(t, 0.), 1.)
     return t*t*(3. - 2.*t)
 
 # %% ../nbs/19_voxels.ipynb #c005
-FEMUR_FIELDS = ('cortex', 'spongy', 'px', 'py', 'pz', 'size', 'head_mm', 'cos_av', 'sin_av', 'sclerosis', 'nx', 'ny', 'nz', 'marrow_fat', 'grain', 'neck_mm', 'cyst')
-HIP_FIELDS = ('cortex', 'spongy', 'cx', 'cy', 'cz', 'cavity_mm', 'ox', 'oy', 'oz', 'sclerosis', 'nx', 'ny', 'nz', 'marrow_fat', 'grain', 'size', 'cyst')
+FEMUR_FIELDS = ('cortex', 'spongy', 'px', 'py', 'pz', 'size', 'head_mm', 'cos_av', 'sin_av', 'sclerosis', 'nx', 'ny', 'nz', 'marrow_fat', 'grain')
+HIP_FIELDS = ('cortex', 'spongy', 'cx', 'cy', 'cz', 'cavity_mm', 'ox', 'oy', 'oz', 'sclerosis', 'nx', 'ny', 'nz', 'marrow_fat', 'grain', 'size')
 
 @njit(cache=True, nogil=True, fastmath=True)
 def femur_density(
@@ -68,7 +69,7 @@ def femur_density(
     o = occupancy(d, w)
     if o <= 0.: return 0., 0.
     s = f[5]
-    qx, qy, qz = (x - f[2])/s, (y - f[3])/s, (z - f[4])/s       # from the axis' crossing, head size taken out
+    qx, qz = (x - f[2])/s, (z - f[4])/s                         # from the axis' crossing, head size taken out
     e = (x*f[7] + y*f[8])/s; h = z/s                            # coronal plane of the neck: along the neck, up
     c = (y*f[7] - x*f[8])/s                                     # across it
     r = math.sqrt(x*x + y*y + z*z)
@@ -171,15 +172,92 @@ def fascia(
     su, sv = u*math.sqrt(u), abs(v)*math.sqrt(abs(v))
     m = u*su + abs(v)*sv
     if m < 1e-9: return -min(a, b), fl
-    n = m**.4
-    k = m**(-.6)
+    n = math.exp(.4*math.log(m))
+    k = n/m
     gx, gy = k*su/a, k*sv/b
     c = v*v/(u*u + v*v)
     fat = fl*(1. - c) + (fb if v > 0. else ff)*c
     slope = math.sqrt(gx*gx + gy*gy)
     return max((n - 1.)/slope, -min(a, b)), fat
 
-# %% ../nbs/19_voxels.ipynb #c009
+# %% ../nbs/19_voxels.ipynb #c008
+OUTLINE_STEP = 12. # mm between nodes of the outline's lattice
+
+@njit(cache=True, nogil=True, fastmath=True)
+def outline(
+    lattice,   # (z, y, x, 3) float32, filled: distance to skin, to fascia, to the trunk's fascia, mm
+    node,      # (3,) index of the first node, x y z, in steps of `OUTLINE_STEP` from the world's origin
+    to_torso,  # (3, 4) world to the trunk's frame
+    torso, z0, # the trunk's table and the height of its first row
+    body,      # (n, 22) buttocks and thighs, part of the fascia
+    thigh_fat  # mm of fat outside the thighs
+):
+    "The body's outline on a coarse lattice fixed in the world; between nodes it is smooth enough to interpolate."
+    sheet = np.zeros((2, 2, 4))
+    for k in range(lattice.shape[0]):
+        z = (node[2] + k)*OUTLINE_STEP
+        for j in range(lattice.shape[1]):
+            y = (node[1] + j)*OUTLINE_STEP
+            for i in range(lattice.shape[2]):
+                x = (node[0] + i)*OUTLINE_STEP
+                trunk, fat = fascia(to_torso[0, 0]*x + to_torso[0, 1]*y + to_torso[0, 2]*z + to_torso[0, 3],
+                                    to_torso[1, 0]*x + to_torso[1, 1]*y + to_torso[1, 2]*z + to_torso[1, 3],
+                                    to_torso[2, 0]*x + to_torso[2, 1]*y + to_torso[2, 2]*z + to_torso[2, 3], torso, z0)
+                de, skin = trunk, trunk - fat
+                for r in body:
+                    q = distance(r, sheet, x, y, z)
+                    de = joined(de, q, r[14], 0)
+                    skin = joined(skin, q - thigh_fat, r[14], 0)
+                lattice[k, j, i, 0] = skin; lattice[k, j, i, 1] = de; lattice[k, j, i, 2] = trunk
+
+# %% ../nbs/19_voxels.ipynb #c010
+@njit(cache=True, nogil=True, fastmath=True)
+def _outline_at(lattice, node, x, y, z):
+    "Skin, fascia and trunk at a point, interpolated."
+    x = min(max(x/OUTLINE_STEP - node[0], 0.), lattice.shape[2] - 1.001)
+    y = min(max(y/OUTLINE_STEP - node[1], 0.), lattice.shape[1] - 1.001)
+    z = min(max(z/OUTLINE_STEP - node[2], 0.), lattice.shape[0] - 1.001)
+    i, j, k = int(x), int(y), int(z)
+    x -= i; y -= j; z -= k
+    a, b, c, d = (1. - z)*(1. - y), (1. - z)*y, z*(1. - y), z*y
+    s = 0.; f = 0.; t = 0.
+    for e in range(2):
+        u = x if e else 1. - x
+        p, q, r, o = lattice[k, j, i+e], lattice[k, j+1, i+e], lattice[k+1, j, i+e], lattice[k+1, j+1, i+e]
+        s += u*(a*p[0] + b*q[0] + c*r[0] + d*o[0])
+        f += u*(a*p[1] + b*q[1] + c*r[1] + d*o[1])
+        t += u*(a*p[2] + b*q[2] + c*r[2] + d*o[2])
+    return s, f, t
+
+@njit(cache=True, nogil=True, fastmath=True)
+def _narrow(x, y, z, reach, w, inside, rows, groups, plates, near, which0, first0, rows0, n0, which, first, active):
+    "Of the listed groups and rows, those that can touch a ball of radius `reach`."
+    n_g, n = 0, 0
+    for k in range(n0):
+        g = which0[k]
+        if not inside and groups[g, 2] != OUTSIDE: continue
+        sheet = plates[max(groups[g, 5], 0)]
+        margin = reach + w + (3. if groups[g, 2] == HIP else 1.5)
+        best = 1e9
+        for j in range(first0[k], first0[k+1]):
+            r = rows[rows0[j]]
+            if r[0] == HALF or r[18] <= 0.: d = distance(r, sheet, x, y, z)
+            else:
+                d = math.sqrt((x - r[15])**2 + (y - r[16])**2 + (z - r[17])**2) - r[18]
+                if d < margin + 12.: d = distance(r, sheet, x, y, z)
+            near[j] = d
+            if r[1] == UNION: best = min(best, d)
+        if best > margin: continue
+        first[n_g] = n; which[n_g] = g
+        for j in range(first0[k], first0[k+1]):
+            r = rows[rows0[j]]
+            if r[1] == CUT: keep = r[0] == HALF or near[j] < margin + r[14]
+            else: keep = near[j] < min(margin, best + 2.*reach) + r[14]
+            if keep: active[n] = rows0[j]; n += 1
+        n_g += 1
+    first[n_g] = n
+    return n_g
+
 @njit(cache=True, nogil=True, fastmath=True)
 def fill(
     out,       # (z, y, x, 4) float32, filled with HA, lean, fat, metal, g/cm3
@@ -188,197 +266,164 @@ def fill(
     origin,    # (3,) centre of voxel (0, 0, 0), LPS mm
     rows,      # (n, 22) solids in world coordinates, grouped
     groups,    # (g, 6) int: first, last + 1, tissue, label, side, sheet
-    masses,    # (g, 4) g/cm3 of `UNIFORM`, `BOWEL`, `OUTSIDE`; of `MUSCLE` the first is its share of fat; of `AXIAL` cortex mm, spongy mg/cm3, grain
+    masses,    # (g, 4) g/cm3 of `UNIFORM`, `BOWEL`, `OUTSIDE`; of `MUSCLE` the first is its share of fat; of `AXIAL` cortex mm, spongy mg/cm3, grain, marrow fat
     plates,    # (2, v, u, 4) sheets
     femurs, hips, # (2, k) densities' parameters, left and right
     femur_cysts, hip_cysts, # (2, n, 4)
-    to_femur, to_hip, # (2, 3, 4) world to the bone's frame (left-handed sides mirrored)
-    to_torso,  # (3, 4)
-    torso, z0, # the trunk's outline
-    body,      # (n, 22) buttocks and thighs, part of the fascia
-    thigh_fat, # mm of fat outside the thighs
+    to_femur, to_hip, # (2, 3, 4) world to the bone's frame (right sides mirrored)
+    to_torso,  # (3, 4) world to the trunk's frame
+    lattice, node, # the body's outline, see `outline`
     wall,      # (6,) trunk wall: thickness, share of fat, crest height, groin height per mm, line's width, grain
     tile       # noise
 ):
-    "Fill mass densities and labels, block by block."
+    "Fill mass densities and labels, block by block: lists for blocks of 16 voxels, shorter ones for blocks of 4."
     nz, ny, nx = labels.shape
-    S = 8
+    B, S = 16, 4
     sx, sy, sz = spacing
     w = (sx + sy + sz)/3.
-    half = .5*math.sqrt((sx*(S-1))**2 + (sy*(S-1))**2 + (sz*(S-1))**2)
-    n_groups = len(groups)
-    active = np.empty(len(rows), np.int64)
-    first = np.empty(n_groups + 1, np.int64)
-    which = np.empty(n_groups, np.int64)
-    near = np.empty(len(rows))
-    limbs = np.empty(len(body), np.int64)
-    margin = w + 4.
-    for bz in range(0, nz, S):
-        for by in range(0, ny, S):
-            for bx in range(0, nx, S):
-                x0, y0, zz0 = origin[0] + (bx + (S-1)*.5)*sx, origin[1] + (by + (S-1)*.5)*sy, origin[2] + (bz + (S-1)*.5)*sz
-                # trunk and limbs at the block's centre
-                tx = to_torso[0, 0]*x0 + to_torso[0, 1]*y0 + to_torso[0, 2]*zz0 + to_torso[0, 3]
-                ty = to_torso[1, 0]*x0 + to_torso[1, 1]*y0 + to_torso[1, 2]*zz0 + to_torso[1, 3]
-                tz = to_torso[2, 0]*x0 + to_torso[2, 1]*y0 + to_torso[2, 2]*zz0 + to_torso[2, 3]
-                dc, fat_c = fascia(tx, ty, tz, torso, z0)
-                dmin = dc
-                for i in range(len(body)):
-                    near[i] = distance(body[i], plates[0], x0, y0, zz0)
-                    dmin = min(dmin, near[i])
-                n_limbs = 0
-                for i in range(len(body)):
-                    if near[i] < dmin + 2.5*half + 30.:
-                        limbs[n_limbs] = i; n_limbs += 1
-                outside = dmin > 1.4*half + 75.
-                # solids that can touch this block
-                n_act = 0; n_g = 0
-                for g in range(n_groups):
-                    lo, hi = groups[g, 0], groups[g, 1]
-                    if outside and groups[g, 2] != OUTSIDE: continue
-                    best = 1e9
-                    sheet = plates[max(groups[g, 5], 0)]
-                    for i in range(lo, hi):
-                        r = rows[i]
-                        if r[0] == HALF or r[18] <= 0.: near[i] = distance(r, sheet, x0, y0, zz0)
-                        else:
-                            q = math.sqrt((x0 - r[15])**2 + (y0 - r[16])**2 + (zz0 - r[17])**2) - r[18]
-                            near[i] = q if q > 1.15*half + margin + 12. and q > 0. else distance(r, sheet, x0, y0, zz0)
-                        if r[1] == UNION: best = min(best, near[i])
-                    if best > 1.15*half + margin: continue
-                    first[n_g] = n_act; which[n_g] = g
-                    for i in range(lo, hi):
-                        if rows[i, 1] == CUT: keep = near[i] < 1.15*half + margin + rows[i, 14] or rows[i, 0] == HALF
-                        else: keep = near[i] < min(1.15*half + margin + rows[i, 14], best + 2.3*half + rows[i, 14])
-                        if keep:
-                            active[n_act] = i; n_act += 1
-                    n_g += 1
-                first[n_g] = n_act
-                if outside and n_g == 0: continue
-                deep = dmin < -1.4*half - 30. and dc < -1.4*half - 30.
-                for iz in range(bz, min(bz + S, nz)):
-                    z = origin[2] + iz*sz
-                    for iy in range(by, min(by + S, ny)):
-                        y = origin[1] + iy*sy
-                        for ix in range(bx, min(bx + S, nx)):
-                            x = origin[0] + ix*sx
-                            # skin
-                            de = -60.; skin = -60.
-                            ty = to_torso[1, 0]*x + to_torso[1, 1]*y + to_torso[1, 2]*z + to_torso[1, 3]
-                            tx = to_torso[0, 0]*x + to_torso[0, 1]*y + to_torso[0, 2]*z + to_torso[0, 3]
-                            tz = to_torso[2, 0]*x + to_torso[2, 1]*y + to_torso[2, 2]*z + to_torso[2, 3]
-                            trunk = -60.
-                            if not deep:
-                                trunk, fat_t = fascia(tx, ty, tz, torso, z0)
-                                de = trunk
-                                skin = trunk - fat_t
-                                for j in range(n_limbs):
-                                    r = body[limbs[j]]
-                                    q = distance(r, plates[0], x, y, z)
-                                    de = joined(de, q, r[14], 0)
-                                    skin = joined(skin, q - thigh_fat, r[14], 0)
-                            rem = occupancy(skin, w)
-                            air = 1. - rem
-                            ha = 0.; lean = 0.; fat = 0.; metal = 0.
-                            best = air; label = AIR_LABEL
-                            m1 = 1e6; m2 = 1e6; gm = -1
-                            h1 = 1e6; h0 = 1e6
-                            for k in range(n_g):
-                                g = which[k]
-                                tissue = groups[g, 2]
-                                if rem <= 0. and tissue != OUTSIDE: continue
-                                d = 1e6
-                                sheet = plates[max(groups[g, 5], 0)]
-                                for j in range(first[k], first[k+1]):
-                                    r = rows[active[j]]
-                                    d = joined(d, distance(r, sheet, x, y, z), r[14], int(r[1]))
-                                if tissue == OUTSIDE:
-                                    q = min(occupancy(d, w), air)
-                                    air -= q
+    diagonal = math.sqrt(sx*sx + sy*sy + sz*sz)
+    big, small = .56*(B - 1)*diagonal, .56*(S - 1)*diagonal
+    n_groups, n_rows = len(groups), len(rows)
+    near = np.empty(n_rows)
+    all_which, all_first, all_rows = np.arange(n_groups), np.empty(n_groups + 1, np.int64), np.arange(n_rows)
+    for g in range(n_groups): all_first[g] = groups[g, 0]
+    all_first[n_groups] = n_rows
+    which1, first1, rows1 = np.empty(n_groups, np.int64), np.empty(n_groups + 1, np.int64), np.empty(n_rows, np.int64)
+    which, first, active = np.empty(n_groups, np.int64), np.empty(n_groups + 1, np.int64), np.empty(n_rows, np.int64)
+    for cz in range(0, nz, B):
+      for cy in range(0, ny, B):
+        for cx in range(0, nx, B):
+            x0, y0, z0 = origin[0] + (cx + (B-1)*.5)*sx, origin[1] + (cy + (B-1)*.5)*sy, origin[2] + (cz + (B-1)*.5)*sz
+            n1 = _narrow(x0, y0, z0, big, w, True, rows, groups, plates, near, all_which, all_first, all_rows, n_groups, which1, first1, rows1)
+            for bz in range(cz, min(cz + B, nz), S):
+              for by in range(cy, min(cy + B, ny), S):
+                for bx in range(cx, min(cx + B, nx), S):
+                    x0, y0, z0 = origin[0] + (bx + (S-1)*.5)*sx, origin[1] + (by + (S-1)*.5)*sy, origin[2] + (bz + (S-1)*.5)*sz
+                    skin, de, trunk = _outline_at(lattice, node, x0, y0, z0)
+                    inside = skin < 1.5*small + w + 2.
+                    n_g = _narrow(x0, y0, z0, small, w, inside, rows, groups, plates, near, which1, first1, rows1, n1, which, first, active)
+                    if not inside and n_g == 0: continue
+                    by_fascia = de > -1.5*small - 5.
+                    by_wall = abs(trunk + wall[0]*.5) < wall[0]*.5 + w + 1.5*small and z0 > -60.
+                    blank = not by_fascia and not by_wall
+                    for iz in range(bz, min(bz + S, nz)):
+                        z = origin[2] + iz*sz
+                        for iy in range(by, min(by + S, ny)):
+                            y = origin[1] + iy*sy
+                            for ix in range(bx, min(bx + S, nx)):
+                                x = origin[0] + ix*sx
+                                if blank: skin = de = trunk = -60.
+                                else: skin, de, trunk = _outline_at(lattice, node, x, y, z)
+                                rem = occupancy(skin, w)
+                                air = 1. - rem
+                                ha = 0.; lean = 0.; fat = 0.; metal = 0.
+                                best = air; label = AIR_LABEL
+                                m1 = 1e6; m2 = 1e6; gm = -1; gut = 1e6; gg = 0
+                                h1 = 1e6; h0 = 1e6
+                                for k in range(n_g):
+                                    g = which[k]
+                                    tissue = groups[g, 2]
+                                    if rem <= 0. and tissue != OUTSIDE: continue
+                                    d = 1e6
+                                    sheet = plates[max(groups[g, 5], 0)]
+                                    for j in range(first[k], first[k+1]):
+                                        r = rows[active[j]]
+                                        d = joined(d, distance(r, sheet, x, y, z), r[14], int(r[1]))
+                                    if tissue == OUTSIDE:
+                                        q = min(occupancy(d, w), air)
+                                        air -= q
+                                        ha += q*masses[g, 0]; lean += q*masses[g, 1]; fat += q*masses[g, 2]; metal += q*masses[g, 3]
+                                        if q > best or (q > 0. and q >= air and label == AIR_LABEL): best = q; label = groups[g, 3]
+                                        continue
+                                    if tissue == MUSCLE:
+                                        if d < m1: m2 = m1; m1 = d; gm = g
+                                        elif d < m2: m2 = d
+                                        continue
+                                    if tissue == BOWEL:
+                                        gut = d; gg = g
+                                        continue
+                                    side = groups[g, 4]
+                                    if tissue == HIP:
+                                        if side == 0: h0 = d
+                                        else: h1 = d
+                                    if tissue == AXIAL and side == 2: d = max(d, 2.4 - min(h0, h1))
+                                    if d > .5*w: continue
+                                    o = 0.; mineral = 0.; marrow = .75
+                                    if tissue == FEMUR:
+                                        M = to_femur[side]
+                                        mineral, o = femur_density(d, M[0, 0]*x + M[0, 1]*y + M[0, 2]*z + M[0, 3], M[1, 0]*x + M[1, 1]*y + M[1, 2]*z + M[1, 3],
+                                                                   M[2, 0]*x + M[2, 1]*y + M[2, 2]*z + M[2, 3], w, femurs[side], femur_cysts[side], tile)
+                                        marrow = femurs[side, 13]
+                                    elif tissue == HIP:
+                                        M = to_hip[side]
+                                        mineral, o = hip_density(d, M[0, 0]*x + M[0, 1]*y + M[0, 2]*z + M[0, 3], M[1, 0]*x + M[1, 1]*y + M[1, 2]*z + M[1, 3],
+                                                                 M[2, 0]*x + M[2, 1]*y + M[2, 2]*z + M[2, 3], w, hips[side], hip_cysts[side], tile)
+                                        marrow = .8*hips[side, 13]
+                                    elif tissue == AXIAL:
+                                        o = occupancy(d, w)
+                                        inner = occupancy(d + masses[g, 0], w)
+                                        q = masses[g, 2]
+                                        n = .6*noise(tile, x/2.7 + q, y/2.7, z/2.7 - q) + .5*noise(tile, x/7. - q, y/7. + q, z/7.)
+                                        mineral = .92*CORTEX*(o - inner) + masses[g, 1]*max(1. + .3*n, .1)*inner
+                                        marrow = masses[g, 3]
+                                    if tissue <= AXIAL and tissue >= FEMUR:
+                                        # mineral stands in an organic, watery matrix; the rest is marrow
+                                        q = min(o, rem); rem -= q
+                                        if o > 0.:
+                                            mineral *= q/o
+                                            solidity = min(mineral/CORTEX, q)
+                                            ha += mineral*1e-3
+                                            lean += .80*solidity + (q - solidity)*(1. - marrow)*1.03
+                                            fat += (q - solidity)*marrow*.95
+                                        if q > best: best = q; label = groups[g, 3]
+                                        continue
+                                    q = min(occupancy(d, w), rem)
+                                    if q <= 0.: continue
+                                    rem -= q
                                     ha += q*masses[g, 0]; lean += q*masses[g, 1]; fat += q*masses[g, 2]; metal += q*masses[g, 3]
-                                    if q > best or (q > 0. and q >= air and label == AIR_LABEL): best = q; label = groups[g, 3]
-                                    continue
-                                if tissue == MUSCLE:
-                                    if d < m1: m2 = m1; m1 = d; gm = g
-                                    elif d < m2: m2 = d
-                                    continue
-                                side = groups[g, 4]
-                                if tissue == HIP:
-                                    if side == 0: h0 = d
-                                    else: h1 = d
-                                if tissue == AXIAL and side == 2: d = max(d, 2.4 - min(h0, h1))
-                                if d > .5*w: continue
-                                o = 0.; mineral = 0.; marrow = .75
-                                if tissue == FEMUR:
-                                    M = to_femur[side]
-                                    mineral, o = femur_density(d, M[0, 0]*x + M[0, 1]*y + M[0, 2]*z + M[0, 3], M[1, 0]*x + M[1, 1]*y + M[1, 2]*z + M[1, 3],
-                                                               M[2, 0]*x + M[2, 1]*y + M[2, 2]*z + M[2, 3], w, femurs[side], femur_cysts[side], tile)
-                                    marrow = femurs[side, 13]
-                                elif tissue == HIP:
-                                    M = to_hip[side]
-                                    mineral, o = hip_density(d, M[0, 0]*x + M[0, 1]*y + M[0, 2]*z + M[0, 3], M[1, 0]*x + M[1, 1]*y + M[1, 2]*z + M[1, 3],
-                                                             M[2, 0]*x + M[2, 1]*y + M[2, 2]*z + M[2, 3], w, hips[side], hip_cysts[side], tile)
-                                    marrow = .8*hips[side, 13]
-                                elif tissue == AXIAL:
-                                    o = occupancy(d, w)
-                                    inner = occupancy(d + masses[g, 0], w)
-                                    q = masses[g, 2]
-                                    n = .6*noise(tile, x/2.7 + q, y/2.7, z/2.7 - q) + .5*noise(tile, x/7. - q, y/7. + q, z/7.)
-                                    mineral = .92*CORTEX*(o - inner) + masses[g, 1]*max(1. + .3*n, .1)*inner
-                                    marrow = masses[g, 3]
-                                if tissue <= AXIAL and tissue >= FEMUR:
-                                    # mineral stands in an organic, watery matrix; the rest is marrow
-                                    q = min(o, rem); rem -= q
-                                    if o > 0.:
-                                        mineral *= q/o
-                                        solidity = mineral/CORTEX
-                                        ha += mineral*1e-3
-                                        lean += .80*solidity + (q - solidity)*(1. - marrow)*1.03
-                                        fat += (q - solidity)*marrow*.95
                                     if q > best: best = q; label = groups[g, 3]
-                                    continue
-                                q = min(occupancy(d, w), rem)
-                                if q <= 0.: continue
-                                rem -= q
-                                if tissue == BOWEL:
+                                # muscles: the deepest wins, thin fat between neighbours
+                                if rem > 0. and gm >= 0 and m1 < .5*w + 1.:
+                                    o = occupancy(max(m1, 2.5 + de*.6 + .4*m1 if de > -4. else m1), w)
+                                    gap = .5*(m2 - m1) - .55
+                                    o *= min(max(.5 + gap/w, 0.), 1.)
+                                    q = o*rem
+                                    if q > 0.:
+                                        s = masses[gm, 0]; k7 = gm*5.3 + wall[5]
+                                        n = .65*noise(tile, x/3.4 + k7, y/3.4, z/9. - k7) + .75*noise(tile, x/11. - k7, y/11. + k7, z/24.)
+                                        s = min(s*max(.25 + .75*math.exp(.75*n)*.82, 0.), .95)
+                                        lean += q*(1. - s)*LEAN; fat += q*s*FAT
+                                        rem -= q
+                                        if q > best: best = q; label = groups[gm, 3]
+                                if rem > 0. and gut < .5*w: # loops of bowel in their fat
+                                    q = occupancy(gut, w)*rem
                                     n = noise(tile, x/19. + wall[5], y/19., z/19. - wall[5]) + .35*noise(tile, x/7. - wall[5], y/7., z/7.)
                                     n = _step((n + .9)/.5)
-                                    lean += q*n*masses[g, 1]; fat += q*(1. - n)*FAT
-                                else:
-                                    ha += q*masses[g, 0]; lean += q*masses[g, 1]; fat += q*masses[g, 2]; metal += q*masses[g, 3]
-                                if q > best: best = q; label = groups[g, 3]
-                            # muscles: the deepest wins, thin fat between neighbours
-                            if rem > 0. and gm >= 0 and m1 < .5*w + 1.:
-                                o = occupancy(max(m1, 2.5 + de*.6 + .4*m1 if de > -4. else m1), w)
-                                gap = .5*(m2 - m1) - .55
-                                o *= min(max(.5 + gap/w, 0.), 1.)
-                                q = o*rem
-                                if q > 0.:
-                                    s = masses[gm, 0]; k7 = gm*5.3 + wall[5]
-                                    n = .65*noise(tile, x/3.4 + k7, y/3.4, z/9. - k7) + .75*noise(tile, x/11. - k7, y/11. + k7, z/24.)
-                                    s = min(s*max(.25 + .75*math.exp(.75*n)*.82, 0.), .95)
-                                    lean += q*(1. - s)*LEAN; fat += q*s*FAT
+                                    lean += q*n*masses[gg, 1]; fat += q*(1. - n)*FAT
                                     rem -= q
-                                    if q > best: best = q; label = groups[gm, 3]
-                            # the trunk's wall
-                            soft = rem
-                            if rem > 0. and trunk < 0. and trunk > -wall[0] - w and tz > 0.:
-                                back = _step((ty - 5.)/50.)
-                                groin = min(abs(tx)*wall[3], wall[2])*(1. - back) + wall[2]*1.25*back
-                                q = _step((tz - groin)/8.)*min(occupancy(trunk + 1., w), 1. - occupancy(trunk + wall[0], w))
-                                if ty < 0. and abs(tx) < 9.: q *= _step((abs(tx) - wall[4])/4.)
-                                layers = abs(math.sin((trunk + 1.)*math.pi/(wall[0]*.36)))
-                                if abs(tx) > 62.: q *= _step((layers + .15)/.35)
-                                q *= rem
-                                lean += q*(1. - wall[1])*LEAN; fat += q*wall[1]*FAT
-                                rem -= q
-                            if rem > 0.:
-                                # adipose tissue, with strands; the skin itself is lean
-                                n = noise(tile, x/6. + 3.3, y/6., z/6.)
-                                strand = .03 + .05*max(n, 0.)
-                                if skin > -2.2 - w: strand += .9*occupancy(-skin - 2., w)
-                                strand = min(strand, 1.)
-                                lean += rem*strand*1.05; fat += rem*(1. - strand)*FAT
-                            if soft > best: label = SOFT_LABEL
-                            out[iz, iy, ix, 0] = ha; out[iz, iy, ix, 1] = lean; out[iz, iy, ix, 2] = fat; out[iz, iy, ix, 3] = metal
-                            labels[iz, iy, ix] = label
+                                    if q > best: best = q; label = groups[gg, 3]
+                                # the trunk's wall
+                                soft = rem
+                                if rem > 0. and trunk < 0. and trunk > -wall[0] - w:
+                                    ty = to_torso[1, 0]*x + to_torso[1, 1]*y + to_torso[1, 2]*z + to_torso[1, 3]
+                                    tx = to_torso[0, 0]*x + to_torso[0, 1]*y + to_torso[0, 2]*z + to_torso[0, 3]
+                                    tz = to_torso[2, 0]*x + to_torso[2, 1]*y + to_torso[2, 2]*z + to_torso[2, 3]
+                                    back = _step((ty - 5.)/50.)
+                                    groin = min(abs(tx)*wall[3], wall[2])*(1. - back) + wall[2]*1.25*back
+                                    q = _step((tz - groin)/8.)*min(occupancy(trunk + 1., w), 1. - occupancy(trunk + wall[0], w))
+                                    if ty < 0. and abs(tx) < 9.: q *= _step((abs(tx) - wall[4])/4.)
+                                    layers = abs(math.sin((trunk + 1.)*math.pi/(wall[0]*.36)))
+                                    if abs(tx) > 62.: q *= _step((layers + .15)/.35)
+                                    q *= rem
+                                    lean += q*(1. - wall[1])*LEAN; fat += q*wall[1]*FAT
+                                    rem -= q
+                                if rem > 0.:
+                                    # adipose tissue, with strands; the skin itself is lean
+                                    n = noise(tile, x/6. + 3.3, y/6., z/6.)
+                                    strand = .03 + .05*max(n, 0.)
+                                    if skin > -2.2 - w: strand += .9*occupancy(-skin - 2., w)
+                                    strand = min(strand, 1.)
+                                    lean += rem*strand*1.05; fat += rem*(1. - strand)*FAT
+                                if soft > best: label = SOFT_LABEL
+                                out[iz, iy, ix, 0] = ha; out[iz, iy, ix, 1] = lean; out[iz, iy, ix, 2] = fat; out[iz, iy, ix, 3] = metal
+                                labels[iz, iy, ix] = label
