@@ -180,9 +180,12 @@ def map_patients(
 ) -> list: # results in the order of `items`
     "Map `f` over `items` on `workers` processes, one thread each, in order."
     from joblib import Parallel, delayed
-    from tqdm.auto import tqdm
+    told = 'BMDX_RUN' in os.environ # a notebook under `bmdx run`: what it prints is seen at once, a widget is not
+    if told: from tqdm import tqdm
+    else: from tqdm.auto import tqdm
     items = list(items)
     workers = min(workers or os.cpu_count() or 1, max(len(items), 1))
     alone = workers == 1
     jobs = Parallel(n_jobs=workers, backend='sequential' if alone else 'loky', return_as='generator', inner_max_num_threads=None if alone else 1)
-    return list(tqdm(jobs(delayed(f)(i) for i in items), total=len(items), desc=desc, disable=None if progress is None else not progress))
+    return list(tqdm(jobs(delayed(f)(i) for i in items), total=len(items), desc=desc, mininterval=2 if told else .1,
+                     disable=(False if told else None) if progress is None else not progress))
