@@ -242,10 +242,10 @@ class Monitor(Callback):
         last = '  '.join(f'{k} {v:.4f}' for k, v in (self.history[-1] if self.history else {}).items() if k not in ('step', 'lr'))
         return f"{self.label + ': ' if self.label else ''}step {self.clock.step}/{self.config.steps}, {rate:.1f} a second  {last}"
     def after_validate(self):
-        entry = dict(step=self.clock.step, lr=self.clock.rate, **{k: float(v)/self.seen for k, v in self.window.items()})
+        entry = dict(step=self.clock.step, lr=self.clock.rate, **{k: float(self.window[k])/self.seen for k in self.loss_func.weights})
         if self.bmd:
             pred, true = np.concatenate(self.bmd, 1)
-            entry |= {f'valid_{k}': float(v)/len(pred) for k, v in self.sums.items()}
+            entry |= {f'valid_{k}': float(self.sums[k])/len(pred) for k in self.loss_func.weights}
             entry['valid_pcc'] = float(np.corrcoef(pred, true)[0, 1]) if min(np.ptp(pred), np.ptp(true)) > 0 else 0.
             loss = sum(w*entry[f'valid_{k}'] for k, w in self.loss_func.weights.items())
             if self.config.keep == 'best' and loss < self.best:
