@@ -85,7 +85,8 @@ def measure_inserts(
     out = []
     for name in names:
         m = labels.mask(name)
-        core = np.stack([ndimage.distance_transform_edt(np.pad(s, 1), sampling=ct.spacing[1::-1])[1:-1, 1:-1] > margin for s in m])
+        # distances run to the centre of the nearest voxel outside, and the edge lies half a voxel before it
+        core = np.stack([ndimage.distance_transform_edt(np.pad(s, 1), sampling=ct.spacing[1::-1])[1:-1, 1:-1] for s in m]) > margin + ct.spacing[0]/2
         means = [ct.array[z][c].mean() for z, c in enumerate(core) if c.any()]
         if not means:
             raise InputError(f'phantom insert {name!r}', f'{m.sum()} voxels, none {margin:g} mm inside it', 'a rod several voxels wide',

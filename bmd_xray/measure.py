@@ -116,7 +116,7 @@ def femur_bmd(
             refuse('cut too close to the lesser trochanter', f'{out["femur_mm"]:.0f} mm of the femur are in the volume; up to {hi + 50} mm are needed, '
                    'to 50 mm below the lesser trochanter')
         if aside := [f for f in cut if f not in ('cranial', 'caudal')]: refuse('femur cut', f'it touches the {" and ".join(aside)} border of the volume')
-        near = ndimage.binary_dilation(mask, iterations=2) if metal.any() else mask
+        near = ndimage.binary_dilation(mask, iterations=max(1, round(3/min(ct.spacing)))) if metal.any() else mask # within 3 mm: a label may spare it
         out['metal_voxels'] = int((metal & near).sum())
         if out['metal_voxels']: refuse('metal in the femur', f'{out["metal_voxels"]} voxels of metal, up to {int(ct.array[metal & near].max())} HU')
         if landmarks is None: refuse('no landmarks', 'the nine points of the proximal femur were not given')
