@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from bmd_xray.batches import Augment, PairedData
-from bmd_xray.decomposition import TrainConfig, drr_to_bmd, fit_bmd, predict_drr, train_decomposition
+from bmd_xray.bmd import drr_to_bmd, fit_bmd
+from bmd_xray.decomposition import TrainConfig, predict_drr, train_decomposition
 
 SCRIPT = '''
 import sys
@@ -39,15 +40,12 @@ def contents(out:Path) -> dict[str, bytes]: return {p.name: p.read_bytes() for p
 @pytest.mark.timeout(300)
 def test_killed_run_ends_with_the_same_bytes(tmp_path):
     finish(start(tmp_path/'whole', 'alone'))
-    broken, kills = tmp_path/'broken', 0
+    broken = tmp_path/'broken'
     checkpoint = broken/'run.safetensors'
-    for _ in range(2):  # killed twice, each time soon after it had written something new
-        before = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
-        process = start(broken, 'checkpoint')
-        while process.poll() is None and not (checkpoint.exists() and checkpoint.stat().st_mtime_ns > before): time.sleep(.002)
-        if process.poll() is None:
-            process.send_signal(signal.SIGKILL); kills += process.wait() == -signal.SIGKILL
-    assert kills and not (broken/'model').exists()
+    process = start(broken, 'checkpoint')
+    while process.poll() is None and not checkpoint.exists(): time.sleep(.002)  # as soon as it has written something
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL and not (broken/'model').exists()
     finish(start(broken, 'checkpoint'))
     assert contents(broken) == contents(tmp_path/'whole')
     assert set(contents(broken)) == {'model.json', 'model.safetensors'}
@@ -60,7 +58,7 @@ class Refuse:
     def find_spec(self, name, path=None, target=None):
         if name.split('.')[0] in ('SimpleITK', 'papermill', 'pingouin', 'torchvision') or name.startswith('fastai.vision'): raise ImportError('refused ' + name)
 sys.meta_path.insert(0, Refuse())
-import bmd_xray.losses, bmd_xray.models.generators, bmd_xray.batches, bmd_xray.decomposition
+import bmd_xray.losses, bmd_xray.bmd, bmd_xray.models.generators, bmd_xray.batches, bmd_xray.decomposition
 '''
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
