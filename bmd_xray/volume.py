@@ -24,7 +24,9 @@ KINDS = dict(HU='HU', vbmd='mg/cm3', mass_density='g/cm3', lean_density='g/cm3',
 class InputWarning(UserWarning):
     "Input that can be used but is odd; the text says what was found and what was done."
 
-def warn_input(what, message): warnings.warn(f'{what}: {message}', InputWarning, stacklevel=3)
+def warn_input(what, message):
+    "Say that `what` is odd, as an `InputWarning`."
+    warnings.warn(f'{what}: {message}', InputWarning, stacklevel=3)
 
 @dataclass(frozen=True, eq=False)
 class Volume:
