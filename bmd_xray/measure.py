@@ -8,7 +8,12 @@ __all__ = ['SIDES', 'PAPER_MUSCLES', 'MUSCLES', 'BONES', 'FACES', 'METAL_HU', 'M
            'measure_scan', 'ap_view', 'render_scan', 'read_landmarks', 'measure_ct', 'add_arguments', 'run_from_args']
 
 # %% ../nbs/75_measure.ipynb #c003
-import argparse, os, shutil, sys, tempfile, warnings
+import argparse
+import os
+import shutil
+import sys
+import tempfile
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 

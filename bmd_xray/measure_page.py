@@ -7,7 +7,9 @@ __all__ = ['STRUCTURE_COLOURS', 'BONE_COLUMNS', 'MUSCLE_COLUMNS', 'colour_of', '
            'draw_overview', 'write_page']
 
 # %% ../nbs/74_measure_page.ipynb #c003
-import base64, html, io
+import base64
+import html
+import io
 from pathlib import Path
 
 import numpy as np

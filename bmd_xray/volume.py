@@ -8,7 +8,12 @@ __all__ = ['KINDS', 'TOTALSEGMENTATOR', 'LABEL_TABLES', 'SUFFIXES', 'TRUNCATED',
            'read_volume', 'find_identifiers', 'write_volume', 'read_labels']
 
 # %% ../nbs/01_volume.ipynb #c003
-import gzip, itertools, re, struct, warnings, zlib
+import gzip
+import itertools
+import re
+import struct
+import warnings
+import zlib
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path

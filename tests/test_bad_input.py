@@ -302,7 +302,8 @@ def test_labels_by_header(tmp_path):
 def test_no_identifier_leaves(tmp_path):
     "Neither the patient's name and number in the header nor the path of the scan reach any output."
     ct = dicom_series(tmp_path/'Janequist_Doesworth_4711-0815')
-    assert measure(ct, '--labels', label_file(tmp_path/'Janequist_Doesworth_4711-0815_seg'), '--out', tmp_path/'out', '--calibration', '.72,-3,phantom of 2024') == 0
+    lab = label_file(tmp_path/'Janequist_Doesworth_4711-0815_seg')
+    assert measure(ct, '--labels', lab, '--out', tmp_path/'out', '--calibration', '.72,-3,phantom of 2024') == 0
     for f in (p for p in (tmp_path/'out').rglob('*') if p.is_file()):
         assert not re.search(rb'Doesworth|Janequist|4711-0815|19500101', f.read_bytes()), f
     from bmd_xray.core import InputError
