@@ -46,17 +46,17 @@ def _check_view(geometry, pose, affine, shape):
         raise InputError('pose', got=f'a volume that reaches {-nearest:.0f} mm behind the source', expected='the whole volume in front of the source',
             remedy='centre it at the isocentre, e.g. pose=centred(volume)')
 
-def _slopes(geometry, pose, affine, shape):
-    "Leading axis and, per pixel, u0, uk, v0, vk (voxels) and step length (mm), float32."
+def _lines(geometry, pose, affine):
+    "Axes (leading, u, v) and ten numbers a row of the picture: q0, q1, four of u and four of v; (rows, 10)."
     rays = geometry.rays().moved(np.linalg.inv(pose @ affine))
-    spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    lead = _leading_axis(_central(rays, geometry), spacing)
+    lead = _leading_axis(_central(rays, geometry), np.linalg.norm(affine[:3, :3], axis=0))
     u, v = [a for a in range(3) if a != lead]  # u before v in (x, y, z): u is the faster of the two in memory
-    s, d = rays.points(*np.ogrid[:geometry.size[0], :geometry.size[1]])
-    step = (d - s)/(d[..., lead] - s[..., lead])[..., None]
-    start = s - step*s[..., lead, None]
-    out = [np.ascontiguousarray(a, np.float32) for a in (start[..., u], step[..., u], start[..., v], step[..., v], np.linalg.norm(step*spacing, axis=-1))]
-    return lead, u, v, out
+    s, d = rays.points(np.arange(geometry.size[0]), 0.)
+    e, e_c = d - s, rays.d_c - rays.s_c
+    q, q_c = e[:, lead], np.full(len(e), e_c[lead])
+    fraction = lambda a: (s[:, a]*q - s[:, lead]*e[:, a], e[:, a],
+                          rays.s_c[a]*q + s[:, a]*q_c - rays.s_c[lead]*e[:, a] - s[:, lead]*e_c[a], np.full(len(e), e_c[a]))
+    return (lead, u, v), np.stack([q, q_c, *fraction(u), *fraction(v)], -1)*np.sign(q[:1, None])
 
 def _central(rays, geometry):
     "The ray through the middle of the picture, as Rays of a single pixel."
@@ -65,104 +65,195 @@ def _central(rays, geometry):
 
 # %% ../nbs/03_drr.ipynb #c009
 _FAST = {'reassoc', 'contract', 'arcp', 'nsz'}  # not 'nnan': a NaN in a volume must reach the picture
+_TILE = 8 # rows of the picture that share a slice's lines while these are in the cache
+
+@numba.njit(cache=True, nogil=True, parallel=True)
+def _spans(vox):
+    "First and last index along x that is not zero, (z, y, 2); n and -1 where all is."
+    nz, ny, nx = vox.shape
+    out = np.empty((nz, ny, 2), np.int32)
+    for z in numba.prange(nz):
+        for y in range(ny):
+            line, some = vox[z, y], False
+            for x in range(nx): some |= line[x] != 0  # without a way out, so that it runs abreast
+            lo, hi = nx, -1
+            if some:
+                lo, hi = 0, nx - 1
+                while line[lo] == 0: lo += 1
+                while line[hi] == 0: hi -= 1
+            out[z, y, 0], out[z, y, 1] = lo, hi
+    return out
+
+@numba.njit(cache=True, nogil=True, parallel=True)
+def _wanted(lab, table):
+    "`table` looked up for every label; (z, y, x)."
+    out = np.empty(lab.shape, table.dtype)
+    for z in numba.prange(lab.shape[0]):
+        for y in range(lab.shape[1]):
+            for x in range(lab.shape[2]): out[z, y, x] = table[lab[z, y, x]]
+    return out
+
+def _boxes(vox, lead) -> np.ndarray: # (slices, 4): least and greatest u, least and greatest v; least above greatest where a slice is empty
+    "For each slice of the leading axis, the box of what is not zero; one box for all slices where x leads."
+    lo, hi = np.moveaxis(_spans(vox.reshape(*vox.shape[:2], -1))//vox[0, 0, 0].size, -1, 0)  # a voxel's channels lie together along x
+    some = hi >= 0
+    ends = lambda hit: (hit.argmax(0), len(hit) - 1 - hit[::-1].argmax(0))
+    if lead: # u is x; v is z where y leads, y where z does
+        lo, hi, some = (a if lead == 1 else a.T for a in (lo, hi, some))
+        return np.where(some.any(0)[:, None], np.stack([lo.min(0), hi.max(0), *ends(some)], -1), (1, 0, 1, 0)).astype(float)
+    k, (y_lo, y_hi), (z_lo, z_hi) = np.arange(vox.shape[2])[:, None], ends(some.any(0)), ends(some.any(1))
+    return np.where((k >= lo.min()) & (k <= hi.max()), (y_lo, y_hi, z_lo, z_hi), (1, 0, 1, 0)).astype(float)
 
 @numba.njit(cache=True, nogil=True, fastmath=_FAST)
-def _window(u0, uk, v0, vk, nk, nu, nv):
-    "First and last slice and column at which this row's rays meet the volume (half-open)."
-    k_lo, k_hi, c_lo, c_hi = nk, 0, u0.size, 0
-    for c in range(u0.size):
-        lo, hi = 0., nk - 1.
-        for start, step, n in ((u0[c], uk[c], nu), (v0[c], vk[c], nv)):
-            if abs(step) < 1e-9:
-                if start <= -1 or start >= n: hi = -1.
-            else:
-                a, b = (-1 - start)/step, (n - start)/step
-                lo, hi = max(lo, min(a, b)), min(hi, max(a, b))
-        if hi >= lo:
-            k_lo, k_hi, c_lo, c_hi = min(k_lo, int(math.ceil(lo))), max(k_hi, int(math.floor(hi)) + 1), min(c_lo, c), c + 1
-    return k_lo, k_hi, c_lo, c_hi
+def _within(p0, p1, q0, q1, lo, hi, first, last):
+    "The columns between first and last at which lo <= (p0 + p1 c)/(q0 + q1 c) <= hi; the denominator is positive."
+    for a, b in ((p0 - lo*q0, p1 - lo*q1), (hi*q0 - p0, hi*q1 - p1)):  # a + b c >= 0
+        if b > 0: first = max(first, -a/b)
+        elif b < 0: last = min(last, -a/b)
+        elif a < 0: last = first - 1
+    return first, last
 
-@numba.njit(cache=True, nogil=True, parallel=True, fastmath=_FAST)
-def _project(vox, nk, nu, nv, stride_k, stride_u, stride_v, u0, uk, v0, vk, out):
-    "Sum over slices of the bilinear samples of `vox` (flat) along every ray; (rows, cols)."
+@numba.njit(cache=True, nogil=True, fastmath=_FAST)
+def _columns(line, k, u_lo, u_hi, v_lo, v_hi, n):
+    "The columns of a row whose rays meet a box in slice k; half-open."
+    first, last = _within(line[2] + k*line[3], line[4] + k*line[5], line[0], line[1], u_lo, u_hi, 0., n - 1.)
+    first, last = _within(line[6] + k*line[7], line[8] + k*line[9], line[0], line[1], v_lo, v_hi, first, last)
+    return (int(math.ceil(first)), int(math.floor(last)) + 1) if first <= last else (0, 0)
+
+@numba.njit(cache=True, nogil=True, fastmath=_FAST)
+def _slopes(lines, n):
+    "u0, uk, v0, vk of the pixels of some rows, (4, rows, n)."
+    out = np.empty((4, len(lines), n), np.float32)
+    for r in range(len(lines)):
+        line = lines[r]
+        for c in range(n):
+            q = 1/(line[0] + c*line[1])
+            for i in range(2):
+                p = 2 + 4*i
+                out[2*i, r, c], out[2*i + 1, r, c] = (line[p] + c*line[p + 2])*q, (line[p + 1] + c*line[p + 3])*q
+    return out
+
+@numba.njit(cache=True, nogil=True, fastmath=_FAST)
+def _cell(x, n):
+    "The cell of a line of n voxels that x lies in, and the weights of its two ends: a hat function's, zero outside the line."
     one, zero = np.float32(1), np.float32(0)
-    du, dv = np.int32(stride_u), np.int32(stride_v)
-    for r in numba.prange(u0.shape[0]):
-        k_lo, k_hi, c_lo, c_hi = _window(u0[r], uk[r], v0[r], vk[r], nk, nu, nv)
-        acc = np.zeros(u0.shape[1], np.float32)
-        a0, ak, b0, bk = u0[r], uk[r], v0[r], vk[r]
-        for k in range(k_lo, k_hi):
-            fk, base = np.float32(k), np.int32(k*stride_k)
-            for c in range(c_lo, c_hi):
-                u, v = a0[c] + fk*ak[c], b0[c] + fk*bk[c]
-                iu = np.int32(min(max(u, zero), np.float32(nu - 2)))
-                iv = np.int32(min(max(v, zero), np.float32(nv - 2)))
-                wu1, wv1 = u - np.float32(iu), v - np.float32(iv)
-                wu0, wv0 = max(zero, one - abs(wu1)), max(zero, one - abs(wv1))
-                wu1, wv1 = max(zero, one - abs(wu1 - one)), max(zero, one - abs(wv1 - one))
-                i = base + iv*dv + iu*du
-                acc[c] += wv0*(wu0*vox[i] + wu1*vox[i + du]) + wv1*(wu0*vox[i + dv] + wu1*vox[i + dv + du])
-        out[r] = acc
+    i = np.int32(min(max(x, zero), np.float32(n - 2)))
+    w = x - np.float32(i)
+    return i, max(zero, one - abs(w)), max(zero, one - abs(w - one))
+
+@numba.njit(cache=True, nogil=True, fastmath=_FAST)
+def _length(spacing, uk, vk):
+    "mm of ray from slice to slice."
+    return math.sqrt(spacing[0]**2 + (uk*spacing[1])**2 + (vk*spacing[2])**2)
 
 @numba.njit(cache=True, nogil=True, parallel=True, fastmath=_FAST)
-def _project_labels(vox, lab, n_labels, nk, nu, nv, stride_k, stride_u, stride_v, u0, uk, v0, vk, out):
+def _project(vox, size, stride, spacing, lines, boxes, out):
+    "Sum over slices of the bilinear samples of `vox` (flat) along every ray, times the step's length; (rows, cols)."
+    (nk, nu, nv), (dk, du, dv), (rows, n) = size, stride, out.shape
+    for tile in numba.prange((rows + _TILE - 1)//_TILE):
+        first = tile*_TILE
+        mine = lines[first:first + _TILE]
+        a0, ak, b0, bk = _slopes(mine, n)
+        acc = np.zeros(a0.shape, np.float32)
+        for k in range(nk):
+            u_lo, u_hi, v_lo, v_hi = boxes[k]
+            if u_hi < u_lo: continue
+            fk, base = np.float32(k), k*dk
+            for r in range(len(mine)):
+                lo, hi = _columns(mine[r], k, u_lo - 1, u_hi + 1, v_lo - 1, v_hi + 1, n)
+                # within the volume no weight needs a look at its edges
+                in_lo, in_hi = _columns(mine[r], k, max(u_lo - 1, 0), min(u_hi + 1, nu - 1.001), max(v_lo - 1, 0), min(v_hi + 1, nv - 1.001), n)
+                if in_hi <= in_lo: in_lo, in_hi = hi, hi
+                for c in range(in_lo, in_hi):
+                    u, v = a0[r, c] + fk*ak[r, c], b0[r, c] + fk*bk[r, c]
+                    iu, iv = np.int32(u), np.int32(v)
+                    wu, wv = u - np.float32(iu), v - np.float32(iv)
+                    i = np.uint64(base + np.int64(iv)*dv + np.int64(iu)*du)  # unsigned: a signed index costs a look at its sign
+                    j = i + np.uint64(dv)
+                    x00, x01, x10, x11 = np.float32(vox[i]), np.float32(vox[i + np.uint64(du)]), np.float32(vox[j]), np.float32(vox[j + np.uint64(du)])
+                    x0, x1 = x00 + wu*(x01 - x00), x10 + wu*(x11 - x10)
+                    acc[r, c] += x0 + wv*(x1 - x0)
+                for c_lo, c_hi in ((lo, in_lo), (in_hi, hi)):
+                    for c in range(c_lo, c_hi):
+                        iu, wu0, wu1 = _cell(a0[r, c] + fk*ak[r, c], nu)
+                        iv, wv0, wv1 = _cell(b0[r, c] + fk*bk[r, c], nv)
+                        i = base + iv*dv + iu*du
+                        acc[r, c] += wv0*(wu0*vox[i] + wu1*vox[i + du]) + wv1*(wu0*vox[i + dv] + wu1*vox[i + dv + du])
+        for r in range(len(mine)):
+            for c in range(n): out[first + r, c] = acc[r, c]*_length(spacing, ak[r, c], bk[r, c])
+
+@numba.njit(cache=True, nogil=True, parallel=True, fastmath=_FAST)
+def _project_labels(vox, lab, size, stride, spacing, lines, boxes, out):
     "The same, each sample's four voxels added to the picture of their own label; (labels, rows, cols)."
-    one, zero = np.float32(1), np.float32(0)
-    du, dv = np.int32(stride_u), np.int32(stride_v)
-    for r in numba.prange(u0.shape[0]):
-        k_lo, k_hi, c_lo, c_hi = _window(u0[r], uk[r], v0[r], vk[r], nk, nu, nv)
-        acc = np.zeros((u0.shape[1], n_labels + 1), np.float32)  # a pixel's labels lie together; label 0 is thrown away
-        a0, ak, b0, bk = u0[r], uk[r], v0[r], vk[r]
-        for k in range(k_lo, k_hi):
-            fk, base = np.float32(k), np.int32(k*stride_k)
-            for c in range(c_lo, c_hi):
-                u, v = a0[c] + fk*ak[c], b0[c] + fk*bk[c]
-                iu = np.int32(min(max(u, zero), np.float32(nu - 2)))
-                iv = np.int32(min(max(v, zero), np.float32(nv - 2)))
-                i = base + iv*dv + iu*du
-                l00, l01, l10, l11 = lab[i], lab[i + du], lab[i + dv], lab[i + dv + du]
-                if l00 | l01 | l10 | l11 == 0: continue
-                wu1, wv1 = u - np.float32(iu), v - np.float32(iv)
-                wu0, wv0 = max(zero, one - abs(wu1)), max(zero, one - abs(wv1))
-                wu1, wv1 = max(zero, one - abs(wu1 - one)), max(zero, one - abs(wv1 - one))
-                p = acc[c]
-                if l00 == l01 and l00 == l10 and l00 == l11:
-                    p[l00] += wv0*(wu0*vox[i] + wu1*vox[i + du]) + wv1*(wu0*vox[i + dv] + wu1*vox[i + dv + du])
-                else:
-                    p[l00] += wv0*wu0*vox[i]
-                    p[l01] += wv0*wu1*vox[i + du]
-                    p[l10] += wv1*wu0*vox[i + dv]
-                    p[l11] += wv1*wu1*vox[i + dv + du]
-        for label in range(n_labels): out[label, r] = acc[:, label + 1]
+    (nk, nu, nv), (dk, du, dv), (labels, rows, n) = size, stride, out.shape
+    for tile in numba.prange((rows + _TILE - 1)//_TILE):
+        first = tile*_TILE
+        mine = lines[first:first + _TILE]
+        a0, ak, b0, bk = _slopes(mine, n)
+        acc = np.zeros((len(mine), n, labels + 1), np.float32)  # a pixel's labels lie together; label 0 is thrown away
+        for k in range(nk):
+            u_lo, u_hi, v_lo, v_hi = boxes[k]
+            if u_hi < u_lo: continue
+            fk, base = np.float32(k), k*dk
+            for r in range(len(mine)):
+                lo, hi = _columns(mine[r], k, u_lo - 1, u_hi + 1, v_lo - 1, v_hi + 1, n)
+                for c in range(lo, hi):
+                    iu, wu0, wu1 = _cell(a0[r, c] + fk*ak[r, c], nu)
+                    iv, wv0, wv1 = _cell(b0[r, c] + fk*bk[r, c], nv)
+                    i = np.uint64(base + np.int64(iv)*dv + np.int64(iu)*du)
+                    iu1, j = i + np.uint64(du), i + np.uint64(dv)
+                    j1 = j + np.uint64(du)
+                    l00, l01, l10, l11 = lab[i], lab[iu1], lab[j], lab[j1]
+                    if l00 | l01 | l10 | l11 == 0: continue
+                    p = acc[r, c]
+                    if l00 == l01 and l00 == l10 and l00 == l11:
+                        p[l00] += wv0*(wu0*vox[i] + wu1*vox[iu1]) + wv1*(wu0*vox[j] + wu1*vox[j1])
+                    else:
+                        p[l00] += wv0*wu0*vox[i]
+                        p[l01] += wv0*wu1*vox[iu1]
+                        p[l10] += wv1*wu0*vox[j]
+                        p[l11] += wv1*wu1*vox[j1]
+        for r in range(len(mine)):
+            for c in range(n):
+                length = _length(spacing, ak[r, c], bk[r, c])
+                for label in range(labels): out[label, first + r, c] = acc[r, c, label + 1]*length
 
 @numba.njit(cache=True, nogil=True, parallel=True, fastmath=_FAST)
-def _project_channels(vox, nk, nu, nv, stride_k, stride_u, stride_v, u0, uk, v0, vk, out):
-    "The same for four values a voxel that lie together in memory; (rows, cols, 4)."
-    one, zero = np.float32(1), np.float32(0)
-    for r in numba.prange(u0.shape[0]):
-        k_lo, k_hi, c_lo, c_hi = _window(u0[r], uk[r], v0[r], vk[r], nk, nu, nv)
-        a0, ak, b0, bk, acc = u0[r], uk[r], v0[r], vk[r], out[r]
-        for k in range(k_lo, k_hi):
-            fk, base = np.float32(k), k*stride_k
-            for c in range(c_lo, c_hi):
-                u, v = a0[c] + fk*ak[c], b0[c] + fk*bk[c]
-                iu = int(min(max(u, zero), np.float32(nu - 2)))
-                iv = int(min(max(v, zero), np.float32(nv - 2)))
-                wu1, wv1 = u - np.float32(iu), v - np.float32(iv)
-                wu0, wv0 = max(zero, one - abs(wu1)), max(zero, one - abs(wv1))
-                wu1, wv1 = max(zero, one - abs(wu1 - one)), max(zero, one - abs(wv1 - one))
-                i = base + iv*stride_v + iu*stride_u
-                w00, w01, w10, w11 = wv0*wu0, wv0*wu1, wv1*wu0, wv1*wu1
-                for n in range(4):
-                    acc[c, n] += w00*vox[i, n] + w01*vox[i + stride_u, n] + w10*vox[i + stride_v, n] + w11*vox[i + stride_v + stride_u, n]
+def _project_channels(vox, size, stride, spacing, lines, boxes, out):
+    "The same for four values a voxel that lie together in memory; (4, rows, cols)."
+    (nk, nu, nv), (dk, du, dv), (_, rows, n) = size, stride, out.shape
+    for tile in numba.prange((rows + _TILE - 1)//_TILE):
+        first = tile*_TILE
+        mine = lines[first:first + _TILE]
+        a0, ak, b0, bk = _slopes(mine, n)
+        acc = np.zeros((len(mine), n, 4), np.float32)
+        for k in range(nk):
+            u_lo, u_hi, v_lo, v_hi = boxes[k]
+            if u_hi < u_lo: continue
+            fk, base = np.float32(k), k*dk
+            for r in range(len(mine)):
+                lo, hi = _columns(mine[r], k, u_lo - 1, u_hi + 1, v_lo - 1, v_hi + 1, n)
+                for c in range(lo, hi):
+                    iu, wu0, wu1 = _cell(a0[r, c] + fk*ak[r, c], nu)
+                    iv, wv0, wv1 = _cell(b0[r, c] + fk*bk[r, c], nv)
+                    i = np.uint64(base + np.int64(iv)*dv + np.int64(iu)*du)
+                    iu1, j = i + np.uint64(du), i + np.uint64(dv)
+                    j1 = j + np.uint64(du)
+                    w00, w01, w10, w11 = wv0*wu0, wv0*wu1, wv1*wu0, wv1*wu1
+                    for m in range(4): acc[r, c, m] += w00*vox[i, m] + w01*vox[iu1, m] + w10*vox[j, m] + w11*vox[j1, m]
+        for r in range(len(mine)):
+            for c in range(n):
+                length = _length(spacing, ak[r, c], bk[r, c])
+                for m in range(4): out[m, first + r, c] = acc[r, c, m]*length
 
-def _kernel_arguments(shape, affine, geometry, pose):
-    "What all kernels take: sizes and strides by role, slopes; and the step length, mm."
+def _kernel_arguments(filled, affine, geometry, pose):
+    "What all kernels take: sizes, strides and spacing by role (slice, u, v), lines and boxes; `filled` (z, y, x, ...) is not zero where rays matter."
+    shape = filled.shape[:3]
     if min(shape) < 2: raise InputError('volume', got=f'shape {tuple(shape)}', expected='at least two voxels a side')
-    if math.prod(shape) >= 2**31: raise InputError('volume', got=f'{math.prod(shape)} voxels', expected='fewer than 2^31', remedy='crop it (Volume.crop)')
-    lead, u, v, (*slopes, length) = _slopes(geometry, pose, affine, shape)
-    size, stride = shape[::-1], (1, shape[2], shape[1]*shape[2])  # by axis x, y, z
-    return (size[lead], size[u], size[v], stride[lead], stride[u], stride[v], *slopes), length
+    axes, lines = _lines(geometry, pose, affine)
+    by_role = lambda xyz: tuple(xyz[a] for a in axes)
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    return by_role(shape[::-1]), by_role((1, shape[2], shape[1]*shape[2])), by_role(spacing), lines, _boxes(filled, axes[0])
 
 # %% ../nbs/03_drr.ipynb #c010
 def centred(
@@ -185,10 +276,9 @@ def render_drr(
     pose, affine = check_pose(pose), np.asarray(volume.affine)
     values, per_mm = _values(volume, kind)
     _check_view(geometry, pose, affine, values.shape)
-    arguments, length = _kernel_arguments(values.shape, affine, geometry, pose)
-    out = np.empty(geometry.size, np.float32)
-    _project(np.ascontiguousarray(values).reshape(-1), *arguments, out)
-    return out*(length*np.float32(per_mm))
+    values, out = np.ascontiguousarray(values), np.empty(geometry.size, np.float32)
+    _project(values.reshape(-1), *_kernel_arguments(values, affine, geometry, pose), out)
+    return out*np.float32(per_mm)
 
 def render_channels(
     stack:np.ndarray,  # (z, y, x, 4), float32
@@ -200,10 +290,9 @@ def render_channels(
     pose = check_pose(pose)
     if stack.ndim != 4 or stack.shape[-1] != 4: raise InputError('stack', got=f'shape {stack.shape}', expected='(z, y, x, 4)')
     _check_view(geometry, pose, affine, stack.shape[:3])
-    arguments, length = _kernel_arguments(stack.shape[:3], affine, geometry, pose)
-    out = np.zeros((*geometry.size, 4), np.float32)
-    _project_channels(np.ascontiguousarray(stack, np.float32).reshape(-1, 4), *arguments, out)
-    return np.moveaxis(out*length[..., None], -1, 0)
+    stack, out = np.ascontiguousarray(stack, np.float32), np.empty((4, *geometry.size), np.float32)
+    _project_channels(stack.reshape(-1, 4), *_kernel_arguments(stack, affine, geometry, pose), out)
+    return out
 
 def render_objects(
     volume,                     # a Volume in physical units, (z, y, x)
@@ -227,26 +316,12 @@ def render_objects(
     table = np.zeros(max(int(array.max(initial=0)), *names.values(), 0) + 1, np.uint8)
     if len(names) > 255: raise InputError('names', got=f'{len(names)} objects', expected='at most 255 at a time')
     for i, value in enumerate(names.values()): table[value] = i + 1
-    wanted = table[array]
-    box = tuple(slice(max(lo - 1, 0), hi + 2) for lo, hi in _box(wanted))
-    out = np.zeros((len(names), *geometry.size), np.float32)
-    if wanted[box].size and min(wanted[box].shape) >= 2:
-        cropped = affine.copy()
-        cropped[:3, 3] += affine[:3, :3] @ [s.start for s in box[::-1]]
-        arguments, length = _kernel_arguments(wanted[box].shape, cropped, geometry, pose)
-        _project_labels(np.ascontiguousarray(values[box]).reshape(-1), np.ascontiguousarray(wanted[box]).reshape(-1), len(names), *arguments, out)
-        out *= length*np.float32(per_mm)
+    wanted, out = _wanted(array.view(np.uint8) if array.dtype == bool else array, table), np.empty((len(names), *geometry.size), np.float32)
+    _project_labels(np.ascontiguousarray(values).reshape(-1), wanted.reshape(-1), *_kernel_arguments(wanted, affine, geometry, pose), out)
+    out *= np.float32(per_mm)
     return dict(zip(names, out))
 
-def _box(array) -> list[tuple[int, int]]: # per axis, first and last index + 1 that is not zero; (0, 0) where all is
-    "Bounding box of what is not zero."
-    spans, flat = [], array.any(axis=2)
-    for hit in (flat.any(axis=1), flat.any(axis=0), array.any(axis=(0, 1)) if flat.any() else np.zeros(array.shape[2], bool)):
-        i = np.flatnonzero(hit)
-        spans.append((int(i[0]), int(i[-1])) if len(i) else (0, -2))
-    return spans
-
-# %% ../nbs/03_drr.ipynb #c020
+# %% ../nbs/03_drr.ipynb #c022
 def render_torch(
     values,          # tensor (C, z, y, x), float; C channels share the rays
     affine,          # (4, 4) array, index (x, y, z) -> LPS mm
