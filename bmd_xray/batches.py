@@ -133,7 +133,10 @@ class PairedData:
         if not len(x): raise InputError('pairs', got='none', expected='at least one')
         if x.min() < 0 or x.max() > XRAY_MAX:
             raise InputError('xray', got=f'{x.min()} to {x.max()}', expected=f'0 to {XRAY_MAX}', remedy='scale the radiographs to 12 bits')
-        if not np.isfinite(d).all() or d.min() < 0: raise InputError('drr', got='negative values or NaN', expected='line integrals, 0 or more')
+        # marrow fat is below water, so that a calibrated density, and a thin edge's line integral, may be a little negative
+        if not np.isfinite(d).all() or d.min() < -.1*d.max():
+            found = f'{d.min():g} to {d.max():g}' if np.isfinite(d).all() else 'NaN or infinity'
+            raise InputError('drr', got=found, expected='line integrals of density, 0 or more')
 
     def __len__(self) -> int: return len(self.xray)
     @property
