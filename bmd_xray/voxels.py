@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['UNIFORM', 'FEMUR', 'HIP', 'AXIAL', 'MUSCLE', 'BOWEL', 'OUTSIDE', 'CORTEX', 'LEAN', 'FAT', 'AIR_LABEL', 'SOFT_LABEL',
-           'FEMUR_FIELDS', 'HIP_FIELDS', 'TORSO_STEP', 'OUTLINE_STEP', 'occupancy', 'femur_density', 'hip_density',
-           'fascia', 'outline', 'fill']
+           'FEMUR_FIELDS', 'HIP_FIELDS', 'TORSO_STEP', 'PERINEUM', 'OUTLINE_STEP', 'occupancy', 'femur_density',
+           'femur_densities', 'hip_density', 'fascia', 'outline', 'fill']
 
 # %% ../nbs/19_voxels.ipynb #c002
 import math
@@ -20,8 +20,8 @@ from .shapes import distance, joined, noise, CUT, HALF, UNION
 UNIFORM, FEMUR, HIP, AXIAL, MUSCLE, BOWEL, OUTSIDE = range(7)
 # fields of a group: first row, last row + 1, tissue, label, side (0 left, 1 right, -1 neither), sheet (or -1)
 CORTEX = 1080.  # mg/cm3 HA, compact bone at CT resolution
-LEAN = 1.058    # g/cm3, muscle without fat
-FAT = .95       # g/cm3, adipose tissue
+LEAN = 1.066    # g/cm3, muscle without fat
+FAT = .93       # g/cm3, adipose tissue
 AIR_LABEL, SOFT_LABEL = 0, 1
 
 @njit(cache=True, nogil=True, fastmath=True)
@@ -76,7 +76,7 @@ def femur_density(
     # cortex
     shaft = _step((-qz - 18.)/70.)
     calcar = _bump(math.sqrt((e - 23.)**2*1.2 + (h + 40.)**2*.55 + c*c*.6)/10.)
-    thick = f[0]*(1.15 + 3.7*shaft**.85 + 2.3*calcar)
+    thick = f[0]*(1.18 + 3.7*shaft**.85 + 1.3*calcar)
     in_head = _step((f[6] + 3. - r)/5.)
     trochanter = _bump(math.sqrt((qx - 6.)**2 + (qz - 10.)**2)/14.)
     thick *= (1. - .42*in_head)*(1. - .25*trochanter)
@@ -95,8 +95,8 @@ def femur_density(
     g = f[14]
     along = .55*e - .83*h
     ex, hx = e - .72*.55*along, h + .72*.83*along
-    n = .6*noise(tile, ex/2.6 + g, c/2.6 + g, hx/2.6) + .35*noise(tile, x/5.2 + g, y/5.2, z/5.2 + g) + .45*noise(tile, x/15. + g, y/15. - g, z/15.)
-    base = .42 + .62*in_head + .95*comp + .5*tens + .28*second - .5*ward*(1. - comp)
+    n = .7*noise(tile, ex/2.1 + g, c/2.1 + g, hx/2.1) + .3*noise(tile, x/4.6 + g, y/4.6, z/4.6 + g) + .28*noise(tile, x/15. + g, y/15. - g, z/15.)
+    base = .52 + .46*in_head + .60*comp + .36*tens + .34*second - .42*ward*(1. - comp)
     base *= 1. - .93*_step((-qz - 34.)/42.)
     v = f[1]*max(base, .03)*max(1. + .30*n*(1. + .3*(1. - in_head)), .12)
     # disease: dense bone under the worn roof, cysts in it
@@ -105,9 +105,17 @@ def femur_density(
         v += f[9]*_bump((f[6] - r)/(7.*s))*_step((up - .45)/.4)*in_head
         for i in range(len(cysts)):
             q = math.sqrt((x - cysts[i, 0])**2 + (y - cysts[i, 1])**2 + (z - cysts[i, 2])**2) - cysts[i, 3]
-            v = v*(1. - occupancy(q, 1.5)) + 260.*_bump(abs(q - .5)/1.2)
+            q += .9*noise(tile, x/3.5 - g, y/3.5, z/3.5)
+            v = v*(1. - occupancy(q, 2.)) + 130.*_bump((q - .8)/1.6)
     inner = occupancy(d + thick, w)
     return CORTEX*(o - inner) + min(v, .95*CORTEX)*inner, o
+
+@njit(cache=True, nogil=True, fastmath=True)
+def femur_densities(d, points, w, f, cysts, tile):
+    "`femur_density` at (n, 3) points with distances (n,): mineral, mg/cm3 HA."
+    out = np.empty(len(points))
+    for i in range(len(points)): out[i] = femur_density(d[i], points[i, 0], points[i, 1], points[i, 2], w, f, cysts, tile)[0]
+    return out
 
 @njit(cache=True, nogil=True, fastmath=True)
 def hip_density(
@@ -144,12 +152,14 @@ def hip_density(
         v += f[9]*_bump(max(gap, 0.)/7.)*_step((up - .5)/.35)
         for i in range(len(cysts)):
             q = math.sqrt((x - cysts[i, 0])**2 + (y - cysts[i, 1])**2 + (z - cysts[i, 2])**2) - cysts[i, 3]
-            v = v*(1. - occupancy(q, 1.5)) + 260.*_bump(abs(q - .5)/1.2)
+            q += .9*noise(tile, x/3.5 - g, y/3.5, z/3.5)
+            v = v*(1. - occupancy(q, 2.)) + 130.*_bump((q - .8)/1.6)
     inner = occupancy(d + thick, w)
     return CORTEX*.92*(o - inner) + min(v, .95*CORTEX)*inner, o
 
 # %% ../nbs/19_voxels.ipynb #c007
 TORSO_STEP = 4. # mm between rows of the outline's table
+PERINEUM = .6   # the trunk ends at this part of the depth of the table's first row
 
 @njit(cache=True, nogil=True, fastmath=True)
 def fascia(
@@ -171,14 +181,14 @@ def fascia(
     # |u|^2.5 + |v|^2.5 = 1
     su, sv = u*math.sqrt(u), abs(v)*math.sqrt(abs(v))
     m = u*su + abs(v)*sv
-    if m < 1e-9: return -min(a, b), fl
+    if m < 1e-9: return joined(-min(a, b), z - PERINEUM*z0, 30., CUT), fl
     n = math.exp(.4*math.log(m))
     k = n/m
     gx, gy = k*su/a, k*sv/b
     c = v*v/(u*u + v*v)
     fat = fl*(1. - c) + (fb if v > 0. else ff)*c
-    slope = math.sqrt(gx*gx + gy*gy)
-    return max((n - 1.)/slope, -min(a, b)), fat
+    d = max((n - 1.)/math.sqrt(gx*gx + gy*gy), -min(a, b))
+    return joined(d, z - PERINEUM*z0, 30., CUT), fat
 
 # %% ../nbs/19_voxels.ipynb #c008
 OUTLINE_STEP = 12. # mm between nodes of the outline's lattice
@@ -237,22 +247,24 @@ def _narrow(x, y, z, reach, w, inside, rows, groups, plates, near, which0, first
         g = which0[k]
         if not inside and groups[g, 2] != OUTSIDE: continue
         sheet = plates[max(groups[g, 5], 0)]
-        margin = reach + w + (3. if groups[g, 2] == HIP else 1.5)
-        best = 1e9
+        tissue = groups[g, 2]
+        margin = reach + (w + 3. if tissue == HIP else 1.5*w + 2.2 if tissue == MUSCLE else .6*w)
+        best, blend = 1e9, 0.
         for j in range(first0[k], first0[k+1]):
             r = rows[rows0[j]]
+            blend = max(blend, r[14])
             if r[0] == HALF or r[18] <= 0.: d = distance(r, sheet, x, y, z)
             else:
                 d = math.sqrt((x - r[15])**2 + (y - r[16])**2 + (z - r[17])**2) - r[18]
-                if d < margin + 12.: d = distance(r, sheet, x, y, z)
+                if d < margin + 30.: d = distance(r, sheet, x, y, z)
             near[j] = d
             if r[1] == UNION: best = min(best, d)
-        if best > margin: continue
+        if best > margin + .3*blend: continue
         first[n_g] = n; which[n_g] = g
         for j in range(first0[k], first0[k+1]):
             r = rows[rows0[j]]
-            if r[1] == CUT: keep = r[0] == HALF or near[j] < margin + r[14]
-            else: keep = near[j] < min(margin, best + 2.*reach) + r[14]
+            if r[1] == CUT: keep = r[0] == HALF or near[j] < margin + blend
+            else: keep = near[j] < min(margin, best + 2.*reach) + blend  # a row may reach the surface through a later row's smooth join
             if keep: active[n] = rows0[j]; n += 1
         n_g += 1
     first[n_g] = n
@@ -264,9 +276,10 @@ def fill(
     labels,    # (z, y, x) uint8, filled
     spacing,   # (3,) x, y, z, mm
     origin,    # (3,) centre of voxel (0, 0, 0), LPS mm
+    phase,     # (3,) where in its block of 16 that voxel lies, x y z: blocks stand fast in the world
     rows,      # (n, 22) solids in world coordinates, grouped
     groups,    # (g, 6) int: first, last + 1, tissue, label, side, sheet
-    masses,    # (g, 4) g/cm3 of `UNIFORM`, `BOWEL`, `OUTSIDE`; of `MUSCLE` the first is its share of fat; of `AXIAL` cortex mm, spongy mg/cm3, grain, marrow fat
+    masses,    # (g, 4) g/cm3 of `UNIFORM`, `BOWEL`, `OUTSIDE`; `MUSCLE`: share of fat; `AXIAL`: cortex mm, spongy mg/cm3, grain, marrow fat
     plates,    # (2, v, u, 4) sheets
     femurs, hips, # (2, k) densities' parameters, left and right
     femur_cysts, hip_cysts, # (2, n, 4)
@@ -290,15 +303,16 @@ def fill(
     all_first[n_groups] = n_rows
     which1, first1, rows1 = np.empty(n_groups, np.int64), np.empty(n_groups + 1, np.int64), np.empty(n_rows, np.int64)
     which, first, active = np.empty(n_groups, np.int64), np.empty(n_groups + 1, np.int64), np.empty(n_rows, np.int64)
-    for cz in range(0, nz, B):
-      for cy in range(0, ny, B):
-        for cx in range(0, nx, B):
+    for cz in range(-phase[2], nz, B):
+      for cy in range(-phase[1], ny, B):
+        for cx in range(-phase[0], nx, B):
             x0, y0, z0 = origin[0] + (cx + (B-1)*.5)*sx, origin[1] + (cy + (B-1)*.5)*sy, origin[2] + (cz + (B-1)*.5)*sz
             n1 = _narrow(x0, y0, z0, big, w, True, rows, groups, plates, near, all_which, all_first, all_rows, n_groups, which1, first1, rows1)
             for bz in range(cz, min(cz + B, nz), S):
               for by in range(cy, min(cy + B, ny), S):
                 for bx in range(cx, min(cx + B, nx), S):
                     x0, y0, z0 = origin[0] + (bx + (S-1)*.5)*sx, origin[1] + (by + (S-1)*.5)*sy, origin[2] + (bz + (S-1)*.5)*sz
+                    if bz + S <= 0 or by + S <= 0 or bx + S <= 0: continue
                     skin, de, trunk = _outline_at(lattice, node, x0, y0, z0)
                     inside = skin < 1.5*small + w + 2.
                     n_g = _narrow(x0, y0, z0, small, w, inside, rows, groups, plates, near, which1, first1, rows1, n1, which, first, active)
@@ -306,11 +320,11 @@ def fill(
                     by_fascia = de > -1.5*small - 5.
                     by_wall = abs(trunk + wall[0]*.5) < wall[0]*.5 + w + 1.5*small and z0 > -60.
                     blank = not by_fascia and not by_wall
-                    for iz in range(bz, min(bz + S, nz)):
+                    for iz in range(max(bz, 0), min(bz + S, nz)):
                         z = origin[2] + iz*sz
-                        for iy in range(by, min(by + S, ny)):
+                        for iy in range(max(by, 0), min(by + S, ny)):
                             y = origin[1] + iy*sy
-                            for ix in range(bx, min(bx + S, nx)):
+                            for ix in range(max(bx, 0), min(bx + S, nx)):
                                 x = origin[0] + ix*sx
                                 if blank: skin = de = trunk = -60.
                                 else: skin, de, trunk = _outline_at(lattice, node, x, y, z)
@@ -374,7 +388,7 @@ def fill(
                                             solidity = min(mineral/CORTEX, q)
                                             ha += mineral*1e-3
                                             lean += .80*solidity + (q - solidity)*(1. - marrow)*1.03
-                                            fat += (q - solidity)*marrow*.95
+                                            fat += (q - solidity)*marrow*FAT
                                         if q > best: best = q; label = groups[g, 3]
                                         continue
                                     q = min(occupancy(d, w), rem)
