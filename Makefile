@@ -32,7 +32,7 @@ docs: $(VENV)/.docs-installed  ## the documentation site, in _docs/
 	$(BIN)/python docs/build.py
 
 lab: $(VENV)/.installed  ## JupyterLab, open on the tour
-	jupyter lab nbs/01_tour.ipynb
+	jupyter lab nbs/85_tour.ipynb
 
 bench: $(VENV)/.installed  ## speed of the projector, against others where they are installed
 	bmdx bench
