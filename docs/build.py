@@ -111,6 +111,7 @@ def linked(text: str, names: dict[str, str], module: str | None = None) -> str:
         return f"[`{match[1]}`](#{names[name]}.{name})" if name in names else match[0]
     parts = re.split(r"(```.*?```|\[[^\]]*\]\([^)]*\)|\$\$.*?\$\$)", text, flags=re.S)
     text = "".join(p if i % 2 else re.sub(r"(?<!`)`([A-Za-z_][\w.]*(?:\(\))?)`(?!`)", link, p) for i, p in enumerate(parts))
+    text = re.sub(r"\$\$(.+?)\$\$", r"\n\n$$\n\1\n$$\n\n", text, flags=re.S)  # a formula of its own needs lines of its own
     return re.sub(r"\]\(\.\./", "](/", text)
 
 
@@ -184,7 +185,7 @@ def prepare(source: Path, root: Path = ROOT) -> list[str]:
         target.parent.mkdir(parents=True, exist_ok=True)
         name = path.relative_to(nbs / "experiments").with_suffix("").as_posix() if path in experiments else path.stem.partition("_")[2]
         folders = [root / "figures" / p / name for p in PRESETS] if path in experiments else [root / "figures" / name]
-        if (folder := next((f for f in folders if f.is_dir() and any(f.iterdir())), None)) is not None:
+        if (folder := next((f for f in folders if any(f.glob("*.json"))), None)) is not None:
             made.cells += [nbformat.v4.new_markdown_cell(part) for part in results(folder, target.with_suffix(""), target.stem)]
         nbformat.write(made, target)
     lessons = [p.stem for p in library if p.stem not in {s for s, _ in modules.values()}]

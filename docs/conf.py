@@ -12,6 +12,8 @@ myst_enable_extensions = ["dollarmath", "amsmath", "attrs_inline", "colon_fence"
 myst_heading_anchors = 3
 nb_execution_mode = "off"  # the notebooks are checked by nbdev_test; their pictures are kept in them
 nb_merge_streams = True
+nb_ipywidgets_js = {}  # they would come from the network
+nb_code_prompt_show, nb_code_prompt_hide = "Source", "Source"
 suppress_warnings = ["myst.header", "mystnb.unknown_mime_type"]
 
 html_theme = "pydata_sphinx_theme"
