@@ -116,7 +116,7 @@ class Phantom:
         names = {'names': dict(LABELS)} if kind == 'labels' else {}
         return Volume(array[kind](), self.spacing, self.origin, kind=kind, provenance=dict(synthetic=self.patient_id), **names)
 
-EXTENT = ((-200., 200.), (-135., 165.), (-220., 140.)) # mm, x y z: crest to mid-thigh, the whole width
+EXTENT = ((-215., 215.), (-135., 165.), (-220., 140.)) # mm, x y z: crest to mid-thigh, the whole width
 
 class _Table:
     "Groups of rows as the voxeliser takes them."

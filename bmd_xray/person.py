@@ -101,9 +101,9 @@ class Anatomy:
         if side not in SIDES: raise InputError('side', repr(side), "'left' or 'right'")
         return getattr(self, side)
 
-CORTEX_MM, SPONGY = 1.00, 226. # mm, unit of cortical thickness; mg/cm3, unit of spongy density: set to the BMD of BMD-GAN Table 1
+CORTEX_MM, SPONGY = 1.02, 234. # mm, unit of cortical thickness; mg/cm3, unit of spongy density: set to the BMD of BMD-GAN Table 1
 # how much a muscle's thickness follows the body-mass index, and its share of the patient's fat in muscle
-MUSCLE_TRAITS = dict(gluteus_maximus=(.058, 1.25), gluteus_medius=(.045, .85), gluteus_minimus=(.035, 1.2), iliacus=(.012, .6),
+MUSCLE_TRAITS = dict(gluteus_maximus=(.058, .85), gluteus_medius=(.045, .85), gluteus_minimus=(.035, .9), iliacus=(.012, .6),
                      obturator_externus=(.03, .8), pectineus=(.03, .7), other=(.045, .9))
 JOINT_SPACE = (4.0, 3.7, 3.0, 1.8, .5) # mm at the roof, by Kellgren-Lawrence grade; Lequesne 2004: 3.5-5 mm when healthy
 
@@ -124,7 +124,7 @@ def sample_anatomy(
            for _ in range(int(g.integers(2, 7)))]
     body = dict(
         size=size, half_hips=83.5*size*(1 + .012*n[2])*(.985 if male else 1.), fat=fat,
-        girth=float(size**.6*(1 + .028*(c.bmi - 23.5)/4*1.9 + .012*n[5])), belly=float(np.clip(1 + .075*bmi_z + .03*n[6], .8, 1.35)),
+        girth=float(size**.6*(1 + .03*bmi_z + .012*n[5])), belly=float(np.clip(1 + .075*bmi_z + .03*n[6], .8, 1.35)),
         grain=float(u[0]*31), spongy_spine=float(135*(1 + .18*c.bone_z)), cortex=float(1.06*(1 + .15*c.bone_z)),
         marrow_fat=float(np.clip(.60 + .06*age_z + .05*n[7], .35, .92)), wall_fat=float(np.clip(.12*np.exp(.4*bmi_z + .3*age_z), .04, .6)),
         gas=gas, rectal_gas=float(u[2]), bladder=float(np.clip(.75 + .3*n[8], .35, 1.25)))
@@ -145,7 +145,7 @@ def sample_anatomy(
             kl=kl, head=head*(1 + .008*m[2]), neck=neck*(1 + .012*m[5]), femur=size*(1 + .05*male)*(1 + .05*m[6]),
             nsa_deg=float(np.clip(nsa + 1.5*m[3], 112, 145)), anteversion_deg=float(np.clip(av + 3*m[4], -10, 45)), valgus_deg=float(6 + 1.2*m[8]),
             shaft=float(1 + .02*m[7]), trochanter=float(1 + .05*m[9]), grain=float(v[1]*31),
-            cortex=float(CORTEX_MM*(1 + .175*c.bone_z)*(1 + .06*m[10])), spongy=float(SPONGY*(1 + .21*c.bone_z)*(1 + .09*m[11])*(1 - .05*worn*ill)),
+            cortex=float(CORTEX_MM*(1 + .14*c.bone_z)*(1 + .06*m[10])), spongy=float(SPONGY*(1 + .17*c.bone_z)*(1 + .09*m[11])*(1 - .05*worn*ill)),
             hip_spongy=float(165*(1 + .17*c.bone_z)*(1 + .04*m[12])), marrow_fat=float(np.clip(.82 + .04*age_z + .04*m[13], .6, .97)),
             inclination_deg=float(41 + 3*m[14]), opening_deg=float(17 + 5*m[15]), space=float(JOINT_SPACE[kl]*(1 + .08*m[16])), wave=float(m[17]),
             sclerosis=float((0, 0, 110, 260, 400)[kl]*(.7 + .6*v[3])), flatten=float((0, 0, 0, 1.0, 3.0)[kl]*(.5 + v[4])),
