@@ -9,7 +9,6 @@ __all__ = ['SIDES', 'OVERSAMPLING', 'CT_REGION_MM', 'FIELD_MM', 'FIELD_CENTRE_MM
 # %% ../nbs/22_cohort.ipynb #c002
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, lru_cache
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -24,7 +23,7 @@ from .shapes import NO_PLATE, group_distance
 from .volume import Volume
 from .ct import phantom_to_hu, sample_scanner
 
-# %% ../nbs/22_cohort.ipynb #c004
+# %% ../nbs/22_cohort.ipynb #c005
 SIDES = ('left', 'right')
 
 OVERSAMPLING = 2  # rays a pixel and side
@@ -82,7 +81,7 @@ CT_REGION_MM = ((-200, 200), (-75, 85), (-135, 48))  # x, y, z: both proximal fe
 FIELD_MM = 320.        # height of the picture in the plane of the isocentre: iliac crest to mid thigh; half as wide a hip
 FIELD_CENTRE_MM = 38.  # the picture's centre lies this far below the hip joints
 
-# %% ../nbs/22_cohort.ipynb #c006
+# %% ../nbs/22_cohort.ipynb #c007
 ABDUCTION_DEG = dict(standing=-1., supine=-1., abduction=18., adduction=-12., resting=6.)
 POSITIONS = tuple(ABDUCTION_DEG)
 
@@ -241,7 +240,7 @@ class Patient:
         c = self.covariates
         return dict(asdict(c), bmi=c.bmi)
 
-# %% ../nbs/22_cohort.ipynb #c008
+# %% ../nbs/22_cohort.ipynb #c009
 def phantom_region(anatomy) -> tuple: # ((x0, x1), (y0, y1), (z0, z1)), mm
     "Where the phantom's rods are, for a few slices at the hip."
     q = phantom_rods(anatomy)
@@ -256,7 +255,7 @@ def institution_curve(
     scans = [replace(sample_scanner(2, f'{seed}/phantom study {i}').true_calibration(), source='phantom study of scanner 2') for i in range(20)]
     return phantomless(scans, source='mean line')
 
-# %% ../nbs/22_cohort.ipynb #c010
+# %% ../nbs/22_cohort.ipynb #c011
 @dataclass(frozen=True)
 class Cohort:
     "Patients in a fixed order."

@@ -67,12 +67,12 @@ def _central(rays, geometry):
 _FAST = {'reassoc', 'contract', 'arcp', 'nsz'}  # not 'nnan': a NaN in a volume must reach the picture
 _TILE = 8 # rows of the picture that share a slice's lines while these are in the cache
 
-@numba.njit(cache=True, nogil=True, parallel=True)
+@numba.njit(cache=True, nogil=True)  # no threads: waking them takes longer on a busy machine than the whole of this
 def _spans(vox):
     "First and last index along x that is not zero, (z, y, 2); n and -1 where all is."
     nz, ny, nx = vox.shape
     out = np.empty((nz, ny, 2), np.int32)
-    for z in numba.prange(nz):
+    for z in range(nz):
         for y in range(ny):
             line, some = vox[z, y], False
             for x in range(nx): some |= line[x] != 0  # without a way out, so that it runs abreast
@@ -84,11 +84,11 @@ def _spans(vox):
             out[z, y, 0], out[z, y, 1] = lo, hi
     return out
 
-@numba.njit(cache=True, nogil=True, parallel=True)
+@numba.njit(cache=True, nogil=True)
 def _wanted(lab, table):
     "`table` looked up for every label; (z, y, x)."
     out = np.empty(lab.shape, table.dtype)
-    for z in numba.prange(lab.shape[0]):
+    for z in range(lab.shape[0]):
         for y in range(lab.shape[1]):
             for x in range(lab.shape[2]): out[z, y, x] = table[lab[z, y, x]]
     return out

@@ -125,23 +125,26 @@ class FemurBMD:
 def neutral_drr(
     density:Volume,           # mg/cm3, zero outside the femur
     landmarks:FemurLandmarks, # LPS mm
+    pose:np.ndarray|None=None, # (4, 4), LPS -> the scanner's room; None is the neutral pose
     pixel:float=PIXEL_MM      # mm
-) -> tuple[np.ndarray, Orthographic]: # (rows, cols), g/cm2; its geometry, in the neutral pose
+) -> tuple[np.ndarray, Orthographic]: # (rows, cols), g/cm2; its geometry
     "The femur's parallel projection in the neutral pose, from the head to 1 cm below the shaft cut."
-    points = np.stack([apply(neutral_pose(landmarks), getattr(landmarks, n)) for n in POINTS])
-    x, z = (points[:, 0].min() - 45, points[:, 0].max() + 45), (apply(neutral_pose(landmarks), landmarks.shaft_2cm)[2] - 10, 40.)
+    pose = neutral_pose(landmarks) if pose is None else pose
+    points = np.stack([apply(pose, getattr(landmarks, n)) for n in POINTS])
+    x, z = (points[:, 0].min() - 45, points[:, 0].max() + 45), (apply(pose, landmarks.shaft_2cm)[2] - 10, points[0, 2] + 40)
     size = round((z[1] - z[0])/pixel), round((x[1] - x[0])/pixel)
     geometry = Orthographic(size=size, pixel=pixel, centre=(-(z[0] + z[1])/2, (x[0] + x[1])/2))
-    return render_drr(density, geometry, neutral_pose(landmarks), kind='vbmd'), geometry
+    return render_drr(density, geometry, pose, kind='vbmd'), geometry
 
 def region_pixels(
     drr:np.ndarray,           # (rows, cols), g/cm2, of `neutral_drr`
     geometry:Orthographic,
-    landmarks:FemurLandmarks  # LPS mm
+    landmarks:FemurLandmarks, # LPS mm
+    pose:np.ndarray|None=None # (4, 4), as for `neutral_drr`
 ) -> tuple[np.ndarray, np.ndarray]: # proximal femur and neck, (rows, cols), bool
     "The proximal femur and the neck on the neutral DRR: the line through the projected junction, the level of the shaft cut, the largest piece."
     from scipy.ndimage import label
-    neutral = landmarks.moved(neutral_pose(landmarks))
+    neutral = landmarks.moved(neutral_pose(landmarks) if pose is None else pose)
     (rows, cols), pixel = geometry.size, geometry.pixel_rc[0]
     x = geometry.centre[1] + pixel*(np.arange(cols) - (cols - 1)/2)
     z = -geometry.centre[0] - pixel*(np.arange(rows)[:, None] - (rows - 1)/2)
@@ -153,7 +156,8 @@ def region_pixels(
     region = bone & ((x - middle[0])*normal[0] + (z - middle[1])*normal[1] >= 0) & (z >= neutral.shaft_2cm[2])
     pieces, n = label(region)
     if n == 0:
-        raise InputError('proximal femur', got='an empty region', expected='bone between the head-neck junction and the shaft', remedy='check landmarks and side')
+        raise InputError('proximal femur', got='an empty region', expected='bone between the head-neck junction and the shaft',
+                         remedy='check landmarks and side')
     region = pieces == np.argmax(np.bincount(pieces.ravel())[1:]) + 1
     along = neutral.neck_centre - neutral.head_centre
     axis = along[[0, 2]]/np.linalg.norm(along[[0, 2]])
@@ -178,7 +182,8 @@ def measure_bmd(
     cut, axis = _cuts(landmarks)[2:]
     index = density.to_index(cut - 2*max(density.spacing)*axis)  # the cut must leave whole slices below it
     if not region3d.any() or not ((index >= 0) & (index <= np.array(density.shape[::-1]) - 1)).all():
-        raise InputError('proximal femur', got='a region that leaves the volume', expected='the femur down to 2 cm below the lesser trochanter', remedy='a scan that reaches lower')
+        raise InputError('proximal femur', got='a region that leaves the volume',
+                         expected='the femur down to 2 cm below the lesser trochanter', remedy='a scan that reaches lower')
     spans = [np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))[[0, -1]] for axis in range(3)]
     box = [slice(max(lo - 1, 0), hi + 2) for lo, hi in spans]
     drr, geometry = neutral_drr(density.like(np.where(mask, density.array, 0).astype(np.float32)).crop(box), landmarks)
@@ -186,7 +191,8 @@ def measure_bmd(
     cm2 = geometry.pixel_area_mm2/100
     mean = lambda values: float(values.mean(dtype=float))
     return FemurBMD(abmd=mean(drr[region]), neck_abmd=mean(drr[neck]), vbmd=mean(density.array[region3d]),
-                    area_cm2=float(region.sum()*cm2), bmc_g=float(drr[region].sum(dtype=float)*cm2), volume_cm3=float(region3d.sum()*density.voxel_volume_mm3/1000))
+                    area_cm2=float(region.sum()*cm2),
+                    bmc_g=float(drr[region].sum(dtype=float)*cm2), volume_cm3=float(region3d.sum()*density.voxel_volume_mm3/1000))
 
 # %% ../nbs/12_femur.ipynb #c019
 def t_score(
