@@ -25,7 +25,8 @@ def test_readme_is_what_the_start_page_says(tmp_path, monkeypatch, capsys):
 
 def test_readme_says_what_it_must():
     text = (ROOT/'README.md').read_text(encoding='utf-8')
-    for words in ('make demo', 'make lab', 'bmdx measure', 'Research use only', '![', 'Suehara', 'BMD-GAN', 'MSKdeX', 'Wang', 'Zheng'): assert words in text, words
+    for words in ('make demo', 'make lab', 'bmdx measure', 'Research use only', '![', 'Suehara', 'BMD-GAN', 'MSKdeX', 'Wang', 'Zheng'):
+        assert words in text, words
     named = set(re.findall(r'^make (\w+)', text, re.M)) | set(re.findall(r'`make (\w+)`', text))
     targets = set(re.findall(r'^(\w+):', (ROOT/'Makefile').read_text(), re.M))
     assert named and named <= targets, named - targets
