@@ -260,14 +260,15 @@ def plot_speed(
         names = list(table[table.task == task].projector.unique())
         for i, view in enumerate(views):
             rows = table[(table.task == task) & (table.view == view)]
-            at = np.array([names.index(p) for p in rows.projector]) + .25*(i - (len(views) - 1)/2)
+            among = {p: list(table[(table.task == task) & (table.projector == p)].view) for p in rows.projector}
+            at = np.array([names.index(p) + .25*(among[p].index(view) - (len(among[p]) - 1)/2) for p in rows.projector])
             ms = 1e3*rows.seconds.to_numpy()
             ax.barh(at, ms, .23, color=f'C{i}', label=view)
             for y, v in zip(at, ms): ax.text(v*1.06, y, f'{v:.0f}' if v >= 10 else f'{v:.1f}', va='center', fontsize=7)
         ax.set(xscale='log', yticks=range(len(names)), yticklabels=names, title=task)
         ax.invert_yaxis()
         ax.margins(x=.12)
-    axs[0, 0].legend(fontsize=8, loc='lower right')
+    axs[0, 0].legend(fontsize=8, loc='upper right')
     axs[-1, 0].set_xlabel('time a picture, ms')
     return fig
 
