@@ -86,7 +86,8 @@ def page(path: Path, names: dict[str, str]):
         if exports: module = exports
         if exports or "hide" in said: continue
         if cell.cell_type == "markdown":
-            level = max([1, *(len(m) for m in re.findall(r"^(#+) ", cell.source, re.M))][-1:])
+            headings = re.findall(r"^(#+) ", re.sub(r"```.*?```", "", cell.source, flags=re.S), re.M)
+            level = len(headings[-1]) if headings else level
             cell.source = linked(cell.source, names, module)
             cells.append(cell)
         elif cell.cell_type == "code":

@@ -22,6 +22,7 @@ html_sidebars = {"**": ["globaltoc.html"]}
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_copy_source = False
+html_use_index = False
 html_theme_options = {
     "navbar_align": "left", "navbar_center": [], "navbar_end": ["theme-switcher"], "secondary_sidebar_items": ["page-toc"],
     "show_toc_level": 2, "footer_start": ["copyright"], "footer_end": [], "pygments_light_style": "friendly", "navigation_with_keys": False,

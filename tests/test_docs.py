@@ -71,6 +71,10 @@ def test_links_lead_somewhere(source):
     assert not broken, broken
 
 
+def test_no_page_shows_a_traceback(source):
+    assert not [p.name for p in source.rglob('*.ipynb') for c in nbformat.read(p, 4).cells if any(o.output_type == 'error' for o in c.get('outputs', []))]
+
+
 def test_a_page_hides_plumbing_and_shows_signatures(tmp_path):
     cells = ['#| default_exp toy', '#| export\nimport math', '#| hide\nsecret = 1',
              '#| export\ndef area(\n    r, # radius, mm\n) -> float: # mm2\n    "Of a circle, see `other`."\n    return math.pi*r**2\ndef _inner(): pass',
