@@ -8,8 +8,6 @@ __all__ = ['METHODS', 'Reader', 'fit_reader', 'pack', 'unpack', 'hold_out', 'as_
 # %% ../nbs/64_transfer.ipynb #c002
 from dataclasses import asdict, dataclass, replace
 
-import numpy as np
-
 from .batches import PairedData, Scaling
 from .bmd import LinearFit, drr_to_bmd, fit_bmd, tune_threshold
 from .core import InputError
@@ -29,12 +27,14 @@ class Reader:
         return self.line(drr_to_bmd(drr[:, 0], self.threshold))
 
 def fit_reader(
-    pairs:PairSet # training patients
+    pairs:PairSet,       # training patients
+    drr,                 # (N, 1, H, W), g/cm2: what the line goes through, the network's predictions for them or the truth
+    threshold:float|None=None # g/cm2; None tunes it on the pairs' true PF-DRRs
 ) -> Reader:
-    "Threshold, slope and intercept from true PF-DRRs and CT aBMD."
+    "Threshold, slope and intercept from training patients and their CT aBMD."
     target = pairs.table.abmd.to_numpy()
-    threshold = tune_threshold(pairs.drr[:, 0], target)
-    return Reader(threshold, fit_bmd(drr_to_bmd(pairs.drr[:, 0], threshold), target))
+    threshold = tune_threshold(pairs.drr[:, 0], target) if threshold is None else threshold
+    return Reader(threshold, fit_bmd(drr_to_bmd(drr[:, 0], threshold), target))
 
 # %% ../nbs/64_transfer.ipynb #c007
 def pack(trained:Trained) -> dict: # tensors, numbers, lists
@@ -67,34 +67,37 @@ def pretrain(
     config:TrainConfig,
     checkpoint=None,   # file to go on from after a kill
     device:str='cpu'
-) -> tuple[Trained, Reader]:
+) -> tuple[Trained, Reader, Reader]: # the network; lines through its predictions and through true DRRs
     "Train on institution 1 and learn to read its DRRs; a tenth of the patients is only watched."
     train, valid = hold_out(pairs, seed=config.seed)
-    return train_decomposition(as_data(train), config, valid=as_data(valid), checkpoint=checkpoint, device=device, label='pre-training'), fit_reader(train)
+    trained = train_decomposition(as_data(train), config, valid=as_data(valid), checkpoint=checkpoint, device=device, label='pre-training')
+    return trained, fit_reader(train, predict_drr(trained, train.xray)), fit_reader(train, train.drr)
 
 def estimate(
     method:str,              # one of METHODS
     train:PairSet,           # institution 2, training patients
     test:PairSet,            # institution 2, test patients
     pretrained:Trained,      # of institution 1
-    reader:Reader,           # of institution 1
+    readers:tuple[Reader, Reader], # of institution 1: lines through predictions and through true DRRs
     config:TrainConfig,      # fine-tuning; Train takes its own steps
     scratch_steps:int,       # steps of Train: pre-training plus fine-tuning
     checkpoint=None,         # file to go on from after a kill
     device:str='cpu'
-) -> dict: # bmd (N,) g/cm2, drr (N, 1, H, W) g/cm2, history
+) -> dict: # bmd, bmd_by_true_line (N,) g/cm2; drr (N, 1, H, W) g/cm2; history
     "aBMD of test patients by one method. Raises where a test patient is among the training patients."
     if method not in METHODS: raise InputError('method', got=method, expected=', '.join(METHODS))
     audit_leakage(train, test=test)
-    network, read, history = pretrained, reader, []
-    if method == 'Linear calibration':
-        means = drr_to_bmd(predict_drr(pretrained, train.xray)[:, 0], reader.threshold)
-        read = Reader(reader.threshold, fit_bmd(means, train.table.abmd))
-    elif method != 'Pre-trained':
+    network, history = pretrained, []
+    if method in ('Train', 'Fine-tuning'):
         tuned = method == 'Fine-tuning'
         plan = config if tuned else replace(config, steps=scratch_steps, lr=pretrained.config.lr, warmup=pretrained.config.warmup)
         network = train_decomposition(as_data(train), plan, valid=as_data(test), init=pretrained if tuned else None, checkpoint=checkpoint, device=device,
                                       label=method)
-        read, history = fit_reader(train), network.history
+        history = network.history
+    if method != 'Pre-trained':
+        threshold = readers[0].threshold if method == 'Linear calibration' else None
+        predicted = fit_reader(train, predict_drr(network, train.xray), threshold)
+        # a linear calibration is a line through predictions; there is no other
+        readers = predicted, predicted if method == 'Linear calibration' else fit_reader(train, train.drr, threshold)
     drr = predict_drr(network, test.xray)
-    return dict(bmd=read(drr), drr=drr, history=history)
+    return dict(bmd=readers[0](drr), bmd_by_true_line=readers[1](drr), drr=drr, history=history)
