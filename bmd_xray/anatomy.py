@@ -30,7 +30,9 @@ LABELS = {name: i + 1 for i, name in enumerate([
     'phantom', *[f'phantom_{r}' for r in RODS]])}
 
 # %% ../nbs/20_anatomy.ipynb #c006
-def flip(p, side): return np.asarray(p, float)*([-1, 1, 1] if side == 'right' else [1, 1, 1])
+def flip(p, side):
+    "Points mirrored to the left-handed frame in which both femora are drawn."
+    return np.asarray(p, float)*([-1, 1, 1] if side == 'right' else [1, 1, 1])
 
 def _exit(rows, start, direction, far=60.):
     "First surface met on the way out from a point inside, by halving."

@@ -157,6 +157,7 @@ def hip_density(
 
 # %% ../nbs/18_bones.ipynb #c006
 def turn(axis, deg):
+    "Rotation about an axis (0, 1, 2), (3, 3)."
     c, s = np.cos(np.deg2rad(deg)), np.sin(np.deg2rad(deg))
     i, j = [(1, 2), (2, 0), (0, 1)][axis]
     R = np.eye(3); R[i, i] = R[j, j] = c; R[i, j], R[j, i] = -s, s
@@ -165,13 +166,17 @@ def turn(axis, deg):
 MIRROR = np.diag([-1., 1., 1.])
 
 def place(R=np.eye(3), t=(0, 0, 0)):
+    "A pose from rotation and shift, (4, 4)."
     T = np.eye(4); T[:3, :3] = R; T[:3, 3] = t
     return T
 
-def femur_turn(a, side, q): # rotation of a left-handed femur against the room
+def femur_turn(a, side, q):
+    "Rotation of a left-handed femur against the room, (3, 3)."
     return turn(0, -q.flexion_deg) @ turn(1, -q.abduction_deg) @ turn(2, q.rotation_deg) @ turn(1, a.side(side)['valgus_deg'])
 
-def pelvis_turn(q): return turn(2, q.pelvic_rotation_deg) @ turn(1, q.obliquity_deg) @ turn(0, q.pelvic_tilt_deg)
+def pelvis_turn(q):
+    "Rotation of the pelvis against the room, (3, 3)."
+    return turn(2, q.pelvic_rotation_deg) @ turn(1, q.obliquity_deg) @ turn(0, q.pelvic_tilt_deg)
 
 def bone_pose(
     anatomy:Anatomy,    # patient
@@ -187,7 +192,8 @@ def bone_pose(
     x = anatomy.body['half_hips']
     return place(R, P @ [x, 0, 0]) if side == 'left' else place(MIRROR @ R @ MIRROR, P @ [-x, 0, 0])
 
-def axis_crossing(s): # where the neck's axis meets the shaft's, in the left-handed femur frame, mm
+def axis_crossing(s):
+    "Where the neck's axis meets the shaft's, in the left-handed femur frame, mm."
     n, v = np.deg2rad(s['nsa_deg']), np.deg2rad(s['anteversion_deg'])
     return s['neck']*np.array([np.sin(n)*np.cos(v), np.sin(n)*np.sin(v), np.cos(n)])
 
@@ -332,15 +338,19 @@ def vertebra_solids(
 
 # %% ../nbs/18_bones.ipynb #c010
 @lru_cache(1)
-def texture(): return noise_tile()
+def texture():
+    "The noise of spongy bone and marbled muscle, made once."
+    return noise_tile()
 
 def femur_fields(anatomy, side):
+    "A femur's `FEMUR_FIELDS`."
     s = anatomy.side(side)
     P = axis_crossing(s); v = np.arctan2(P[1], P[0])
     roof = np.array([.25, -.1, .96]); roof /= np.linalg.norm(roof)
     return np.array([s['cortex'], s['spongy'], *P, s['femur'], s['head'], np.cos(v), np.sin(v), s['sclerosis'], *roof, s['marrow_fat'], s['grain']])
 
 def hip_fields(anatomy, side):
+    "A hip bone's `HIP_FIELDS`."
     s = anatomy.side(side)
     c, r, o, roof = socket(anatomy, side)
     roof = roof/np.linalg.norm(roof)

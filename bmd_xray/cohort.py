@@ -49,7 +49,8 @@ class CTScan:
 
     def bmd(self, side:str) -> FemurBMD: # g/cm2, mg/cm3
         "BMD of one proximal femur; refused on a side without landmarks."
-        if side not in self.landmarks: raise InputError(f'{side} femur', got='no landmarks', expected='a whole native proximal femur', remedy='an operated hip has none')
+        if side not in self.landmarks:
+            raise InputError(f'{side} femur', got='no landmarks', expected='a whole native proximal femur', remedy='an operated hip has none')
         return measure_bmd(self.vbmd, self.labels.mask(f'femur_{side}'), self.landmarks[side])
 
 @dataclass(frozen=True)
@@ -104,6 +105,9 @@ class Patient:
 
     occasions = ('pre', 'post')
 
+    @property
+    def fingerprint(self) -> tuple: return self.id, self.institution, self.seed  # what names of kept results stand for
+
     @cached_property
     def covariates(self): return sample_covariates(self.id, seed=self.seed)
     @cached_property
@@ -128,7 +132,8 @@ class Patient:
                 placement = (r.normal(0, 2), 0., r.normal(0, 2.5), r.normal(0, 8), r.normal(0, 12), r.normal(0, 10))
                 sdd = 1300. if eos else float(r.normal(1100, 25))
                 sod = 987. if eos else sdd - float(r.normal(150, 12))
-                out.append(Exposure(self.id, when, 'eos' if eos else 'plain', position, _angles(r, position), tuple(map(float, placement)), sdd, sod, FIELD_CENTRE_MM))
+                view, placement = 'eos' if eos else 'plain', tuple(map(float, placement))
+                out.append(Exposure(self.id, when, view, position, _angles(r, position), placement, sdd, sod, FIELD_CENTRE_MM))
         return out
 
     def implant(self, when:str) -> str|None: # the side of the prosthesis
@@ -154,7 +159,8 @@ class Patient:
         if self.institution == 1:
             rods = voxelise(self.anatomy, angles, spacing_mm=min(spacing_mm, 2.), offset_mm=offset, phantom=True, region=phantom_region(self.anatomy))
             rod_hu, rod_labels = scan(rods, 'phantom noise'), rods.volume('labels')
-            calibration = fit_calibration(measure_inserts(rod_hu, rod_labels, [f'phantom_{mg}' for mg in B_MAS200]), B_MAS200, source='B-MAS200 phantom in the scan', protocol=scanner.protocol)
+            inserts = measure_inserts(rod_hu, rod_labels, [f'phantom_{mg}' for mg in B_MAS200])
+            calibration = fit_calibration(inserts, B_MAS200, source='B-MAS200 phantom in the scan', protocol=scanner.protocol)
         else: calibration = institution_curve(self.seed)
         return CTScan(hu, labels, calibration, {s: self.femur_landmarks(angles, s) for s in self.native_sides(when)})
 
@@ -180,7 +186,7 @@ class Patient:
         exposure:Exposure, size:tuple[int, int], # rows, cols of one hip's picture
         spacing_mm:float=2.
     ) -> dict[str, np.ndarray]: # basis: (4, rows, 2 cols), float16, g/cm2
-        "What the X-ray has to show of the body, from which films are formed. Rays are OVERSAMPLING times as dense: texture must not alias into coarse pictures."
+        "What films are formed from. Rays are OVERSAMPLING times as dense as pixels: texture must not alias into coarse pictures."
         fine = exposure.geometry(tuple(n*OVERSAMPLING for n in size))
         return dict(basis=binned(self.render_basis(exposure, fine, spacing_mm)).astype(np.float16))
 
@@ -200,8 +206,8 @@ class Patient:
     ) -> float: # g/cm2
         """Proximal-femur aBMD as a DXA scanner would report it, from the mechanisms by which it differs from CT.
 
-        The leg is turned and flexed otherwise than asked (5 degrees SD), the operator's region is a little off (landmarks, 3 mm SD), and the soft tissue over the bone is
-        not what the scanner saw beside it, an error that grows with fat (Bolotin 2007). Fat in the marrow lowers the reading of both."""
+        The leg is turned and flexed otherwise than asked (5 degrees SD), the operator's region is a little off (landmarks, 3 mm SD), and the soft
+        tissue over the bone is not what the scanner saw beside it, an error that grows with fat (Bolotin 2007). Fat in the marrow lowers both."""
         r, marks, femur = self.rng('dxa', side), ct.landmarks[side], ct.labels.mask(f'femur_{side}')
         placed = FemurLandmarks(side, **{n: getattr(marks, n) + r.normal(0, 3, 3) for n in POINTS})
         pose = rigid(r.normal(0, 5), 0, r.normal(0, 5)) @ neutral_pose(marks)
@@ -279,5 +285,6 @@ def sample_cohort(
     "The first `n` patients of an institution. A bigger cohort begins with the smaller one."
     if institution not in (1, 2): raise InputError('institution', got=institution, expected='1 or 2')
     if int(n) != n or n < 1: raise InputError('cohort', got=f'{n} patients', expected='at least 1')
-    if dataset not in ('', 'A', 'B') or (dataset and institution != 1): raise InputError('dataset', got=f'{dataset!r} at institution {institution}', expected="'A' or 'B' at institution 1, or ''")
+    if dataset not in ('', 'A', 'B') or (dataset and institution != 1):
+        raise InputError('dataset', got=f'{dataset!r} at institution {institution}', expected="'A' or 'B' at institution 1, or ''")
     return Cohort(f'institution {institution}{dataset}', tuple(Patient(f'I{institution}{dataset}-{i:04d}', institution, seed) for i in range(1, n + 1)))

@@ -168,7 +168,8 @@ def provenance(
     for p in ('numpy', 'torch', 'fastai', 'SimpleITK', 'numba', 'scipy', 'pandas'):
         with contextlib.suppress(PackageNotFoundError): versions[p] = version(p)
     return dict(bmd_xray=bmd_xray.__version__, git_commit=_git('rev-parse', 'HEAD') or None,
-                git_dirty=bool(_git('status', '--porcelain', '--', 'bmd_xray', 'nbs')), versions=versions, hardware=hardware(), time=time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()), **extra)
+                git_dirty=bool(_git('status', '--porcelain', '--', 'bmd_xray', 'nbs')), versions=versions, hardware=hardware(),
+                time=time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()), **extra)
 
 # %% ../nbs/00_core.ipynb #c023
 def map_patients(

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from .anatomy import LABELS
 from .calibration import read_calibration
 from .cohort import SIDES, Cohort, CTScan, Exposure
 from .core import InputError, read_json
@@ -23,7 +24,8 @@ from .volume import label_names, read_labels, read_volume
 # %% ../nbs/25_folder.ipynb #c005
 COLUMNS = dict(
     patient='pseudonym', when="'pre' or 'post' operation", institution='a whole number', operative_side="'left', 'right' or empty",
-    ct='CT file or folder', labels='label file', names='label table', landmarks='JSON file or empty',
+    ct='CT file or folder', labels='label file', landmarks='JSON file or empty',
+    names="label table: 'totalsegmentator', 'bmd_xray', a JSON file; empty: the file's own",
     calibration='slope,intercept,source; a JSON file; a scanner; or empty',
     xray='X-ray file', view="'plain' or 'eos'", position='how the patient stood', motion='JSON file or empty',
     sdd='source to detector, mm', sod='source to isocentre, mm', spacing='detector pixel, mm; empty: from the file',
@@ -95,6 +97,12 @@ class FolderPatient:
         return rows.iloc[0]
 
     @property
+    def fingerprint(self) -> list: # changes with the table and with any of its files
+        files = [Path(f) for c in ('ct', 'labels', 'landmarks', 'xray', 'motion') for f in self.rows[c].dropna()]
+        inside = [g for f in files for g in (sorted(f.iterdir()) if f.is_dir() else [f])]
+        return [self.rows.to_csv(index=False), [(g.name, g.stat().st_size, g.stat().st_mtime_ns) for g in inside]]
+
+    @property
     def occasions(self) -> tuple[str, ...]: return tuple(w for w in ('pre', 'post') if (self.rows.when == w).any())
 
     def native_sides(self, when:str) -> tuple[str, ...]:
@@ -107,7 +115,8 @@ class FolderPatient:
         "Read CT, labels, calibration and landmarks."
         row = self._of(when)
         hu = read_volume(row.ct)
-        labels = read_labels(row.labels, hu, names=None if pd.isna(row.names_) else label_names(row.names_))
+        names = None if pd.isna(row.names_) else LABELS if row.names_ == 'bmd_xray' else label_names(row.names_)
+        labels = read_labels(row.labels, hu, names=names)
         points = {} if pd.isna(row.landmarks) else read_json(row.landmarks)
         marks = {s: FemurLandmarks.from_dict(s, points[s]) for s in self.native_sides(when) if s in points}
         return CTScan(hu, labels, None if pd.isna(row.calibration) else read_calibration(row.calibration), marks)

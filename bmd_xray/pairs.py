@@ -70,8 +70,9 @@ def patient_views(
                    for side in scans[exposure.when].landmarks]
         # where the marrow is all fat a calibrated density can fall below zero; a projection of mineral cannot
         drr.append(np.maximum(np.sum(targets, axis=0), 0).astype(np.float16))
-        record['exposures'].append(dict(key=exposure.key, when=exposure.when, view=exposure.view, position=exposure.position, sides=list(scans[exposure.when].landmarks),
-            sdd=exposure.sdd, sod=exposure.sod, pixel_mm=[float(p) for p in exposure.geometry(size).pixel_rc], angles=None if exposure.angles is None else asdict(exposure.angles)))
+        record['exposures'].append(dict(key=exposure.key, sides=list(scans[exposure.when].landmarks),
+            **{k: getattr(exposure, k) for k in ('when', 'view', 'position', 'sdd', 'sod')}, pixel_mm=[float(p) for p in exposure.geometry(size).pixel_rc],
+            angles=None if exposure.angles is None else asdict(exposure.angles)))
     kind = 'film' if 'film' in pictures[0] else 'basis'
     return {kind: np.stack([p[kind] for p in pictures]), 'drr': np.stack(drr)}, record
 
@@ -82,7 +83,7 @@ VIEW_DATA = ('hip_anatomy.json', 'attenuation.csv', 'spectra.csv')  # in data/re
 def views_path(patient:Patient, *settings): # Path
     "Where a patient's views are kept."
     made_by = code_hash(*VIEW_CODE), [data_path('reference', f) for f in VIEW_DATA], load_world()['ct']
-    return cache_path('views', f'{patient.id}-{content_hash(patient.id, patient.institution, patient.seed, settings, made_by)}.npz')
+    return cache_path('views', f'{patient.id}-{content_hash(patient.fingerprint, settings, made_by)}.npz')
 
 def load_views(job) -> tuple[dict, dict]: # (patient, size, spacing_mm, occasions) -> arrays, record
     "A patient's views from the cache, made first where they are not there."
@@ -112,7 +113,8 @@ class PairSet:
     ) -> 'PairSet':
         "The chosen images."
         chosen = np.asarray(chosen)
-        return PairSet(self.xray[chosen], self.drr[chosen], self.table[chosen].reset_index(drop=True) if chosen.dtype == bool else self.table.iloc[chosen].reset_index(drop=True))
+        rows = np.flatnonzero(chosen) if chosen.dtype == bool else chosen
+        return PairSet(self.xray[rows], self.drr[rows], self.table.iloc[rows].reset_index(drop=True))
 
     @property
     def hash(self) -> str: return content_hash(self.xray, self.drr, self.table.to_csv(index=False))
@@ -175,7 +177,9 @@ def audit_leakage(
     pictures = {content_hash(x): p for x, p in zip(test.xray, test.table.patient)}
     for i, stage in enumerate(stages):
         if common := sorted(set(stage.table.patient) & set(test.table.patient)):
-            raise InputError(f'training stage {i + 1}', got=f'{len(common)} of the test patients ({common[0]}, ...)', expected='none', remedy='split by patient (patient_folds)')
+            raise InputError(f'training stage {i + 1}', got=f'{len(common)} of the test patients ({common[0]}, ...)', expected='none',
+                             remedy='split by patient (patient_folds)')
         for x, p in zip(stage.xray, stage.table.patient):
             if (h := content_hash(x)) in pictures:
-                raise InputError(f'training stage {i + 1}', got=f'the image of test patient {pictures[h]} under the name {p}', expected='no duplicate', remedy='remove the duplicate patient')
+                raise InputError(f'training stage {i + 1}', got=f'the image of test patient {pictures[h]} under the name {p}', expected='no duplicate',
+                                 remedy='remove the duplicate patient')
