@@ -16,7 +16,7 @@ import pandas as pd
 from .cohort import OVERSAMPLING, CTScan, Exposure, Patient, binned
 from .core import InputError, atomic_path, cache_path, code_hash, content_hash, data_path, map_patients, rng_for
 from .drr import render_drr
-from .femur import region_mask
+from .femur import bounding_box, region_mask
 from .physics import load_world
 from .xray import render_radiograph, sample_imaging
 
@@ -27,9 +27,7 @@ def proximal_femur_density(
 ): # Volume, mg/cm3, cropped
     "Calibrated density inside one proximal-femur region and zero elsewhere."
     mask = region_mask(ct.labels.like(ct.labels.mask(f'femur_{side}')), ct.landmarks[side])
-    spans = [np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))[[0, -1]] for axis in range(3)]
-    box = [slice(max(lo - 1, 0), hi + 2) for lo, hi in spans]
-    return ct.vbmd.like(np.where(mask, ct.vbmd.array, 0).astype(np.float32)).crop(box)
+    return ct.vbmd.like(np.where(mask, ct.vbmd.array, 0).astype(np.float32)).crop(bounding_box(mask))
 
 def pf_drr(
     density,             # Volume, mg/cm3, of `proximal_femur_density`
