@@ -310,7 +310,8 @@ def run(
     folder.mkdir(parents=True, exist_ok=True)
     told = json.dumps(dict(name=name, preset=preset, changes=parameters, out=str(out)))
     env = dict(BMDX_EXPERIMENTS=str(experiments_root(root).absolute()), MPLBACKEND='module://matplotlib_inline.backend_inline')
-    executed, start = folder/'executed.ipynb', time.time()
+    executed, manifest = folder/'executed.ipynb', out/'manifest.json'
+    before = manifest.stat().st_mtime_ns if manifest.exists() else None
     try:
         with _environment(**{_RUN: told}, **env):
             papermill.execute_notebook(notebook, executed, parameters=values, kernel_name='python3', cwd=notebook.parent, stdout_file=sys.stdout,
@@ -319,7 +320,6 @@ def run(
         raise ExperimentError(f'{name}, cell {e.exec_count}: {e.ename}: {e.evalue} (the executed copy: {executed})') from e
     except DeadKernelError as e:
         raise ExperimentError(f"{name}: the notebook's process died, of memory perhaps; what was finished is kept: run it again") from e
-    manifest = out/'manifest.json'
-    if not manifest.exists() or manifest.stat().st_mtime < start - 2:
+    if not manifest.exists() or manifest.stat().st_mtime_ns == before:
         raise InputError(notebook, got='a notebook that published nothing', expected='exp.finish() in its last cell')
     return out

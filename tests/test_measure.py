@@ -103,7 +103,7 @@ def test_a_synthetic_patient(tmp_path):
     from bmd_xray.ct import Scanner, phantom_to_hu
     from bmd_xray.geometry import apply
     anatomy, angles, scanner = sample_anatomy(sample_covariates('measured'), 'measured'), JointAngles(), Scanner()
-    body = voxelise(anatomy, angles, 2.5, implant='left')
+    body = voxelise(anatomy, angles, 2.5, implant='left', region=((-215, 215), (-135, 165), (-220, 165)))  # no muscle cut
     ct = phantom_to_hu(body, scanner, rng_for('measured', 'ct'))
     write_volume(tmp_path/'ct.nii.gz', ct)
     write_volume(tmp_path/'seg.nii.gz', body.volume('labels'))
