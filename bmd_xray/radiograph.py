@@ -61,6 +61,12 @@ def _square(spacing, path, name):
 # %% ../nbs/24_radiograph.ipynb #c009
 def _reason(e): return (str(e).splitlines() or [type(e).__name__])[0][:80]
 
+def _decodable(syntax) -> bool:
+    "Whether pydicom itself decodes a transfer syntax here; SimpleITK takes the others."
+    from pydicom.pixels import get_decoder
+    try: return get_decoder(syntax).is_available
+    except NotImplementedError: return False  # how pydicom says that it knows no decoder
+
 def _decode(ds, path):
     "Stored values, (rows, cols), of an uncompressed or compressed file."
     bits, signed = int(ds.BitsStored), int(ds.get('PixelRepresentation', 0))
@@ -70,17 +76,15 @@ def _decode(ds, path):
         wanted = int(ds.Rows)*int(ds.Columns)*int(ds.BitsAllocated)//8
         if (n := len(ds.PixelData)) < wanted: raise InputError(path, f'a truncated picture, {n} of {wanted} bytes', 'the whole picture', 'copy it again')
     try:
-        from pydicom.pixels import get_decoder
-        if get_decoder(syntax).is_available: a = ds.pixel_array
-        else: raise NotImplementedError
-    except NotImplementedError:
-        import SimpleITK as sitk
-        reader = sitk.ImageFileReader()
-        reader.SetImageIO('GDCMImageIO'); reader.SetFileName(str(path))
-        try: a = np.squeeze(sitk.GetArrayFromImage(reader.Execute()))
-        except RuntimeError as e: raise InputError(path, f'a picture that cannot be decoded ({syntax.name})', 'an intact file', 'copy it again') from e
-        slope, intercept = float(ds.get('RescaleSlope', 1) or 1), float(ds.get('RescaleIntercept', 0) or 0)  # which GDCM has applied
-        a = np.rint((a - intercept)/slope).astype(np.int32)
+        if _decodable(syntax): a = ds.pixel_array
+        else:
+            import SimpleITK as sitk
+            reader = sitk.ImageFileReader()
+            reader.SetImageIO('GDCMImageIO'); reader.SetFileName(str(path))
+            try: a = np.squeeze(sitk.GetArrayFromImage(reader.Execute()))
+            except RuntimeError as e: raise InputError(path, f'a picture that cannot be decoded ({syntax.name})', 'an intact file', 'copy it again') from e
+            slope, intercept = float(ds.get('RescaleSlope', 1) or 1), float(ds.get('RescaleIntercept', 0) or 0)  # which GDCM has applied
+            a = np.rint((a - intercept)/slope).astype(np.int32)
     except InputError: raise
     except Exception as e:
         raise InputError(path, f'a picture that cannot be decoded ({syntax.name}: {_reason(e)})', 'an intact file', 'copy it again') from e
