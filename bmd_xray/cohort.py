@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['SIDES', 'OVERSAMPLING', 'CT_REGION_MM', 'FIELD_MM', 'FIELD_CENTRE_MM', 'ABDUCTION_DEG', 'POSITIONS', 'binned',
-           'CTScan', 'Exposure', 'Patient', 'phantom_region', 'institution_curve', 'Cohort', 'sample_cohort']
+           'CTScan', 'Exposure', 'Patient', 'form_film', 'phantom_region', 'institution_curve', 'Cohort',
+           'sample_cohort']
 
 # %% ../nbs/22_cohort.ipynb #c002
 from dataclasses import asdict, dataclass, replace
@@ -22,6 +23,7 @@ from .geometry import ConeBeam, SlotScan, apply, invert, rigid
 from .shapes import NO_PLATE, group_distance
 from .volume import Volume
 from .ct import phantom_to_hu, sample_scanner
+from .xray import render_radiograph, sample_imaging
 
 # %% ../nbs/22_cohort.ipynb #c005
 SIDES = ('left', 'right')
@@ -65,9 +67,10 @@ class Exposure:
     sdd:float              # mm
     sod:float              # mm
     below_mm:float = 0.    # how far under the central ray the picture's centre lies, mm in the plane of the isocentre
+    azimuth_deg:float = 0. # 0 frontal; 90 lateral, which EOS takes at the same instant
 
     @property
-    def key(self) -> str: return f'{self.patient_id}/{self.when}/{self.view}/{self.position}'
+    def key(self) -> str: return f'{self.patient_id}/{self.when}/{self.view}/{self.position}' + (f'/{self.azimuth_deg:g}' if self.azimuth_deg else '')
 
     def geometry(self,
         size:tuple[int, int] # rows, cols of one hip's half of the picture
@@ -76,7 +79,8 @@ class Exposure:
         at_isocentre = FIELD_MM/size[0]
         across = at_isocentre*self.sdd/self.sod
         kind, down = (ConeBeam, across) if self.view == 'plain' else (SlotScan, at_isocentre)
-        return kind(size=(size[0], 2*size[1]), pixel=(down, across), centre=(self.below_mm*down/at_isocentre, 0.), sdd=self.sdd, sod=self.sod)
+        return kind(size=(size[0], 2*size[1]), pixel=(down, across), centre=(self.below_mm*down/at_isocentre, 0.), azimuth_deg=self.azimuth_deg,
+                    sdd=self.sdd, sod=self.sod)
 
 CT_REGION_MM = ((-200, 200), (-75, 85), (-135, 48))  # x, y, z: both proximal femora and their joints
 FIELD_MM = 320.        # height of the picture in the plane of the isocentre: iliac crest to mid thigh; half as wide a hip
@@ -140,8 +144,25 @@ class Patient:
         "Which hip is a prosthesis."
         return self.operative_side if when == 'post' else None
 
+    def lateral(self,
+        exposure:Exposure
+    ) -> Exposure|None: # with the same angles and placement
+        "The lateral view that an EOS scanner takes together with a frontal one; a plain radiograph has none."
+        return replace(exposure, azimuth_deg=90.) if exposure.view == 'eos' and not exposure.azimuth_deg else None
+
     # ---- computed tomography
     def ct_angles(self, when:str) -> JointAngles: return _angles(self.rng('ct', when), 'supine')
+
+    def raw_ct(self,
+        when:str='pre',      # 'pre' or 'post' operation
+        spacing_mm:float=2., # voxel size
+    ) -> tuple[Volume, Volume]: # HU; the true labels on its grid
+        "The CT file as a hospital hands it over, pelvis to mid-thigh, phantom in it at institution 1; the labels are what segmentation is held against."
+        offset = tuple(map(float, self.rng('ct', when, 'scan').uniform(-.5, .5, 3)*spacing_mm))
+        body = voxelise(self.anatomy, self.ct_angles(when), spacing_mm=spacing_mm, offset_mm=offset, implant=self.implant(when), phantom=self.institution == 1)
+        return phantom_to_hu(body, self.scanner(when), self.rng('ct', when, 'noise')), body.volume('labels')
+
+    def scanner(self, when:str): return sample_scanner(self.institution, f'{self.seed}/{self.id}/{when}')
 
     def ct(self,
         when:str='pre',        # 'pre' or 'post' operation
@@ -153,7 +174,7 @@ class Patient:
         angles, offset = self.ct_angles(when), tuple(map(float, r.uniform(-.5, .5, 3)*spacing_mm))
         region = None if whole else CT_REGION_MM
         body = voxelise(self.anatomy, angles, spacing_mm=spacing_mm, offset_mm=offset, implant=self.implant(when), region=region)
-        scanner = sample_scanner(self.institution, f'{self.seed}/{self.id}/{when}')
+        scanner = self.scanner(when)
         scan = lambda b, what: phantom_to_hu(b, scanner, self.rng('ct', when, what))
         hu, labels = scan(body, 'noise'), body.volume('labels')
         if self.institution == 1:
@@ -175,11 +196,12 @@ class Patient:
         rx, ry, rz, tx, ty, tz = exposure.placement
         return rigid(rx, ry, rz, tx, ty, tz)
 
-    def femur_motion(self,
-        exposure:Exposure, side:str
+    def bone_motion(self,
+        exposure:Exposure,
+        bone:str           # 'pelvis', 'femur_left' or 'femur_right'
     ) -> np.ndarray: # (4, 4), the CT's LPS mm -> the X-ray's room
-        "Where a femur of the CT stood when the X-ray was taken: the truth that 2D-3D registration estimates."
-        there, here = self.femur_pose(exposure.angles, side), self.femur_pose(self.ct_angles(exposure.when), side)
+        "Where a bone of the CT stood when the X-ray was taken: the truth that 2D-3D registration estimates."
+        there, here = bone_pose(self.anatomy, exposure.angles, bone), bone_pose(self.anatomy, self.ct_angles(exposure.when), bone)
         return self.placement(exposure) @ there @ invert(here)
 
     def picture(self,
@@ -189,6 +211,15 @@ class Patient:
         "What films are formed from. Rays are OVERSAMPLING times as dense as pixels: texture must not alias into coarse pictures."
         fine = exposure.geometry(tuple(n*OVERSAMPLING for n in size))
         return dict(basis=binned(self.render_basis(exposure, fine, spacing_mm)).astype(np.float16))
+
+    def film(self,
+        exposure:Exposure, size:tuple[int, int], # rows, cols of one hip's picture
+        spacing_mm:float=2.,
+        world:dict|None=None # X-ray world; None is the committed one
+    ) -> np.ndarray: # (rows, 2 cols), uint16, 12 bits
+        "The radiograph on the grid of `exposure.geometry(size)`."
+        basis, pixel = self.picture(exposure, size, spacing_mm)['basis'], exposure.geometry(size).pixel_rc
+        return form_film(basis, exposure.key, exposure.view, self.institution, pixel, exposure.sdd, self.seed, world)[0]
 
     def render_basis(self,
         exposure:Exposure,
@@ -245,6 +276,21 @@ class Patient:
         "Covariates, for tables."
         c = self.covariates
         return dict(asdict(c), bmi=c.bmi)
+
+# %% ../nbs/22_cohort.ipynb #c008a
+def form_film(
+    basis:np.ndarray,      # (4, rows, cols), g/cm2
+    key:str,               # of the `Exposure`
+    view:str,              # 'plain' or 'eos'
+    institution:int,
+    pixel_mm,              # pixel at the detector, mm; (row, col) where they differ
+    sdd:float,             # source to detector, mm
+    seed:int=0,            # the world's seed
+    world:dict|None=None   # X-ray world; None is the committed one
+) -> tuple: # (rows, cols) uint16, 12 bits; the Imaging
+    "The film that an institution's X-ray system makes of what stands in the beam."
+    imaging = sample_imaging(view, institution, f'{seed}/{key}', world=world)
+    return render_radiograph(basis.astype(np.float32), imaging, rng_for(key, 'film', seed=seed), pixel_mm, sdd), imaging
 
 # %% ../nbs/22_cohort.ipynb #c009
 def phantom_region(anatomy) -> tuple: # ((x0, x1), (y0, y1), (z0, z1)), mm

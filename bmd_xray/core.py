@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['InputError', 'project_root', 'data_path', 'cache_path', 'runs_path', 'figures_path', 'rng_for', 'content_hash',
-           'code_hash', 'atomic_path', 'write_json', 'read_json', 'hardware', 'provenance', 'map_patients']
+           'code_hash', 'atomic_path', 'write_json', 'read_json', 'hardware', 'provenance', 'map_patients',
+           'release_workers']
 
 # %% ../nbs/00_core.ipynb #c002
 import contextlib
@@ -188,5 +189,12 @@ def map_patients(
     workers = min(workers or os.cpu_count() or 1, max(len(items), 1))
     alone = workers == 1
     jobs = Parallel(n_jobs=workers, backend='sequential' if alone else 'loky', return_as='generator', inner_max_num_threads=None if alone else 1)
-    return list(tqdm(jobs(delayed(f)(i) for i in items), total=len(items), desc=desc, mininterval=2 if told else .1,
+    done = list(tqdm(jobs(delayed(f)(i) for i in items), total=len(items), desc=desc, mininterval=2 if told else .1,
                      disable=(False if told else None) if progress is None else not progress))
+    if not alone: release_workers()
+    return done
+
+def release_workers():
+    "Let idle worker processes go: a program that ends while they live waits minutes for them."
+    from joblib.externals.loky import get_reusable_executor
+    get_reusable_executor().shutdown(wait=True)

@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 from threadpoolctl import threadpool_limits
 
-from .core import InputError, atomic_path, content_hash, figures_path, project_root, provenance, read_json, runs_path, write_json
+from .core import InputError, atomic_path, content_hash, figures_path, project_root, provenance, release_workers, read_json, runs_path, write_json
 from .presets import declared_parameters, experiments_root, find_experiment, notebook_code, resolve_parameters
 from .store import load_result, save_result
 
@@ -175,6 +175,7 @@ class Experiment:
         for k, seconds in enumerate(Parallel(n_jobs=workers, return_as='generator_unordered', **backend)(jobs), 1):
             left = (time.perf_counter() - start)/k*(len(jobs) - k)
             self.say(f'{name}: {len(calls) - len(jobs) + k} of {len(calls)}, {seconds:.1f} s' + (f', about {left:.0f} s left' if k < len(jobs) else ''))
+        if workers > 1: release_workers()
         loaded = {p: load_result(p) for p in dict.fromkeys(paths)}
         spent = sum(float(about['seconds']) for _, about in loaded.values())
         self.stages[name] = dict(items=len(calls), resumed=len(calls) - len(jobs), seconds=round(spent, 1))

@@ -6,20 +6,20 @@
 __all__ = ['COLUMNS', 'manifest_schema', 'read_manifest', 'FolderPatient', 'read_cohort']
 
 # %% ../nbs/25_folder.ipynb #c002
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from .anatomy import LABELS
-from .calibration import read_calibration
+from .calibration import Calibration, read_calibration
 from .cohort import SIDES, Cohort, CTScan, Exposure
 from .core import InputError, read_json
 from .femur import FemurLandmarks
 from .geometry import check_pose
 from .radiograph import read_radiograph
-from .volume import label_names, read_labels, read_volume
+from .volume import Volume, label_names, read_labels, read_volume
 
 # %% ../nbs/25_folder.ipynb #c005
 COLUMNS = dict(
@@ -27,7 +27,7 @@ COLUMNS = dict(
     ct='CT file or folder', labels='label file', landmarks='JSON file or empty',
     names="label table: 'totalsegmentator', 'bmd_xray', a JSON file; empty: the file's own",
     calibration='slope,intercept,source; a JSON file; a scanner; or empty',
-    xray='X-ray file', view="'plain' or 'eos'", position='how the patient stood', motion='JSON file or empty',
+    xray='X-ray file', view="'plain' or 'eos'", position='how the patient stood', azimuth='0 or empty: frontal; 90: lateral', motion='JSON file or empty',
     sdd='source to detector, mm', sod='source to isocentre, mm', spacing='detector pixel, mm; empty: from the file',
     sex="'F' or 'M'", age='years', height_cm='cm', weight_kg='kg', dxa_left='g/cm2', dxa_right='g/cm2')
 
@@ -40,8 +40,9 @@ def manifest_schema():
     optional = dict(nullable=True, required=False)
     return pa.DataFrameSchema(dict(
         patient=pa.Column(str, pseudonym, coerce=True), when=text('pre', 'post'), institution=pa.Column(int, coerce=True),
-        operative_side=text(*SIDES, **optional), ct=text(), labels=text(), names=text(**optional), landmarks=text(**optional), calibration=text(**optional),
-        xray=text(), view=text('plain', 'eos'), position=text(), motion=text(**optional),
+        operative_side=text(*SIDES, **optional), ct=text(), labels=text(**optional), names=text(**optional),
+        landmarks=text(**optional), calibration=text(**optional),
+        xray=text(), view=text('plain', 'eos'), position=text(), azimuth=number(0, 90, **optional), motion=text(**optional),
         sdd=number(500, 4000), sod=number(300, 4000), spacing=number(.01, 2, **optional),
         sex=text('F', 'M', **optional), age=number(0, 120, **optional), height_cm=number(80, 230, **optional), weight_kg=number(20, 300, **optional),
         dxa_left=number(.1, 2.5, **optional), dxa_right=number(.1, 2.5, **optional)), strict=True)
@@ -63,10 +64,15 @@ def read_manifest(
         row = '' if pd.isna(f['index']) else f', row {int(f["index"]) + 2}'
         raise InputError(f'{path}{row}', got=f'{f["column"]} {f["failure_case"]}', expected=f'{COLUMNS.get(str(f["column"]), "")} ({f["check"]})',
                          remedy=f'{len(e.failure_cases)} faults in all' if len(e.failure_cases) > 1 else None) from None
-    table = table.reindex(columns=list(COLUMNS))
-    image = ['patient', 'when', 'view', 'position']
+    table = table.reindex(columns=list(COLUMNS)).fillna(dict(azimuth=0.))
+    image = ['patient', 'when', 'view', 'position', 'azimuth']
+    if len(odd := table[~table.azimuth.isin((0, 90))]):
+        raise InputError(f'{path}, row {odd.index[0] + 2}', got=f'azimuth {odd.azimuth.iloc[0]:g}', expected=COLUMNS['azimuth'])
+    instants = set(table.loc[table.azimuth == 0, image[:4]].itertuples(index=False, name=None))
+    if len(lost := table[[key not in instants for key in table[image[:4]].itertuples(index=False, name=None)]]):
+        raise InputError(f'{path}, row {lost.index[0] + 2}', got='a lateral view alone', expected='the frontal one of the same instant in a row of its own')
     if len(again := table[table.duplicated(image)]):
-        raise InputError(f'{path}, row {again.index[0] + 2}', got=f'{" ".join(again[image].iloc[0])} a second time', expected='one row an X-ray')
+        raise InputError(f'{path}, row {again.index[0] + 2}', got=f'{" ".join(map(str, again[image].iloc[0]))} a second time', expected='one row an X-ray')
     for column in ('ct', 'labels', 'landmarks', 'xray', 'motion'):
         table[column] = [v if pd.isna(v) else str(folder/v) for v in table[column]]
         for i, v in table[column].items():
@@ -113,29 +119,62 @@ class FolderPatient:
         spacing_mm:float|None=None, # accepted for the sampled patients' sake: a real CT has its own
     ) -> CTScan:
         "Read CT, labels, calibration and landmarks."
+        hu, labels = self.raw_ct(when, spacing_mm)
+        if labels is None:
+            raise InputError(f'{self.id}, {when}-operative', got='no labels', expected='a label file in the manifest', remedy='segment it: chain.Measured')
+        return CTScan(hu, labels, self.stated_calibration(when), self.stated_landmarks(when))
+
+    def raw_ct(self,
+        when:str='pre',
+        spacing_mm:float|None=None # as for `ct`
+    ) -> tuple[Volume, Volume|None]: # HU; labels on its grid, None where the manifest has none
+        "The CT file, and its labels where the manifest names them."
         row = self._of(when)
         hu = read_volume(row.ct)
+        if pd.isna(row.labels): return hu, None
         names = None if pd.isna(row.names_) else LABELS if row.names_ == 'bmd_xray' else label_names(row.names_)
-        labels = read_labels(row.labels, hu, names=names)
-        points = {} if pd.isna(row.landmarks) else read_json(row.landmarks)
-        marks = {s: FemurLandmarks.from_dict(s, points[s]) for s in self.native_sides(when) if s in points}
-        return CTScan(hu, labels, None if pd.isna(row.calibration) else read_calibration(row.calibration), marks)
+        return hu, read_labels(row.labels, hu, names=names)
 
-    def exposures(self) -> list[Exposure]:
-        return [Exposure(self.id, r.when, r.view, r.position, None, (), float(r.sdd), float(r.sod)) for r in self.rows.itertuples()]
+    def stated_calibration(self, when:str) -> Calibration|None:
+        "The manifest's calibration."
+        row = self._of(when)
+        return None if pd.isna(row.calibration) else read_calibration(row.calibration)
+
+    def stated_landmarks(self, when:str) -> dict[str, FemurLandmarks]: # by side
+        "The manifest's landmarks."
+        row = self._of(when)
+        points = {} if pd.isna(row.landmarks) else read_json(row.landmarks)
+        return {s: FemurLandmarks.from_dict(s, points[s]) for s in self.native_sides(when) if s in points}
+
+    def _exposure(self, r) -> Exposure:
+        return Exposure(self.id, r.when, r.view, r.position, None, (), float(r.sdd), float(r.sod), azimuth_deg=float(r.azimuth))
+
+    def exposures(self) -> list[Exposure]: return [self._exposure(r) for r in self.rows.itertuples() if not r.azimuth]
+
+    def lateral(self, exposure:Exposure) -> Exposure|None:
+        "The lateral view of the same instant, where the manifest has one."
+        found = [e for r in self.rows.itertuples() if r.azimuth and (e := replace(self._exposure(r), azimuth_deg=0.)).key == exposure.key]
+        return replace(found[0], azimuth_deg=90.) if found else None
 
     def _row(self, exposure:Exposure) -> pd.Series:
-        return next(r for _, r in self.rows.iterrows() if (r.when, r.view, r.position) == (exposure.when, exposure.view, exposure.position))
+        return next(r for _, r in self.rows.iterrows() if self._exposure(r).key == exposure.key)
 
-    def femur_motion(self, exposure:Exposure, side:str) -> np.ndarray: # (4, 4), the CT's LPS mm -> the X-ray's room
-        "The registered pose of a femur."
+    def bone_motion(self, exposure:Exposure, bone:str) -> np.ndarray: # (4, 4), the CT's LPS mm -> the X-ray's room
+        "The pose of a bone that the manifest states."
         row = self._row(exposure)
         if pd.isna(row.motion):
-            raise InputError(exposure.key, got='no motion', expected='the pose of each femur from 2D-3D registration',
-                             remedy='register it, or give motion in the manifest')
+            raise InputError(exposure.key, got='no motion', expected='the pose of each bone from 2D-3D registration',
+                             remedy='register it (chain.Measured), or give motion in the manifest')
         motions = read_json(row.motion)
-        if side not in motions: raise InputError(row.motion, got=f'sides {sorted(motions)}', expected=side)
-        return check_pose(motions[side])
+        if bone not in motions: raise InputError(row.motion, got=f'{sorted(motions)}', expected=bone)
+        return check_pose(motions[bone])
+
+    def film(self,
+        exposure:Exposure, size:tuple[int, int], # rows, cols of one hip's picture
+        spacing_mm:float|None=None, world:dict|None=None # accepted for the sampled patients' sake
+    ) -> np.ndarray: # (rows, 2 cols), uint16, 12 bits
+        "The radiograph on the grid of `exposure.geometry(size)`."
+        return self.picture(exposure, size)['film']
 
     def picture(self,
         exposure:Exposure, size:tuple[int, int], # rows, cols of one hip's picture

@@ -13,12 +13,11 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import pandas as pd
 
-from .cohort import OVERSAMPLING, CTScan, Exposure, Patient, binned
-from .core import InputError, atomic_path, cache_path, code_hash, content_hash, data_path, map_patients, rng_for
+from .cohort import OVERSAMPLING, CTScan, Exposure, Patient, binned, form_film
+from .core import InputError, atomic_path, cache_path, code_hash, content_hash, data_path, map_patients
 from .drr import render_drr
 from .femur import bounding_box, region_mask
 from .physics import load_world
-from .xray import render_radiograph, sample_imaging
 
 # %% ../nbs/40_pairs.ipynb #c005
 def proximal_femur_density(
@@ -64,7 +63,7 @@ def patient_views(
     for exposure in patient.exposures():
         if exposure.when not in scans: continue
         pictures.append(patient.picture(exposure, size, spacing_mm))
-        targets = [pf_drr(density[exposure.when, side], exposure, patient.femur_motion(exposure, side), size)
+        targets = [pf_drr(density[exposure.when, side], exposure, patient.bone_motion(exposure, f'femur_{side}'), size)
                    for side in scans[exposure.when].landmarks]
         # where the marrow is all fat a calibrated density can fall below zero; a projection of mineral cannot
         drr.append(np.maximum(np.sum(targets, axis=0), 0).astype(np.float16))
@@ -127,9 +126,9 @@ def form_images(
     for i, (drr, exposure) in enumerate(zip(arrays['drr'], record['exposures'])):
         film, kvp = arrays['film'][i] if 'film' in arrays else None, None
         if 'basis' in arrays:
-            imaging = sample_imaging(exposure['view'], record['institution'], f"{seed}/{exposure['key']}", world=world)
-            rng, kvp = rng_for(exposure['key'], 'film', seed=seed), imaging.kvp
-            film = render_radiograph(arrays['basis'][i].astype(np.float32), imaging, rng, tuple(exposure['pixel_mm']), exposure['sdd'])
+            film, imaging = form_film(arrays['basis'][i], exposure['key'], exposure['view'], record['institution'], tuple(exposure['pixel_mm']),
+                                      exposure['sdd'], seed, world)
+            kvp = imaging.kvp
         film, target = split_hips(film), split_hips(drr.astype(np.float32))
         for side in exposure['sides']:
             xrays.append(film[side]); drrs.append(target[side])

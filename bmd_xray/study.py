@@ -15,14 +15,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .cohort import FIELD_MM, Cohort, sample_cohort
-from .core import InputError, atomic_path, map_patients, rng_for, write_json
+from .cohort import FIELD_MM, Cohort, form_film, sample_cohort
+from .core import InputError, atomic_path, map_patients, write_json
 from .femur import POINTS
 from .geometry import ConeBeam, SlotScan
-from .physics import load_world
 from .radiograph import Radiograph, write_radiograph
 from .volume import write_volume
-from .xray import render_radiograph, sample_imaging
 
 # %% ../nbs/77_study.ipynb #c005
 def pseudonym(
@@ -48,10 +46,8 @@ def study_xray(
     down = across if exposure.view == 'plain' else FIELD_MM
     size = (2*round(down/pixel_mm/2), 2*round(across/pixel_mm/2))
     geometry = (ConeBeam if exposure.view == 'plain' else SlotScan)(size=size, pixel=pixel_mm, sdd=exposure.sdd, sod=exposure.sod)
-    key = f'{patient.seed}/{exposure.key}'
-    imaging = sample_imaging(exposure.view, patient.institution, key, world=load_world())
     basis = patient.render_basis(exposure, geometry, body_mm)
-    film = render_radiograph(basis, imaging, rng_for(exposure.key, 'film', seed=patient.seed), pixel_mm, exposure.sdd)
+    film, imaging = form_film(basis, exposure.key, exposure.view, patient.institution, pixel_mm, exposure.sdd, patient.seed)
     return Radiograph(film.astype(np.float32), spacing=pixel_mm, limits=(0., 4095.), magnification=magnification, view='AP', modality='DX', body_part='PELVIS',
                       provenance=dict(KVP=imaging.kvp, DistanceSourceToDetector=exposure.sdd, DistanceSourceToPatient=exposure.sod))
 
@@ -76,7 +72,7 @@ def _write_patient(patient, out:Path, pixel_mm:float, spacing_mm:float, body_mm:
             if e.when != when: continue
             shot = f'{name}_{e.position}'
             write_radiograph(study_xray(patient, e, pixel_mm, body_mm), out/f'xray/{shot}.dcm')
-            write_json(out/f'motion/{shot}.json', {s: patient.femur_motion(e, s) for s in scan.landmarks})
+            write_json(out/f'motion/{shot}.json', {b: patient.bone_motion(e, b) for b in ('pelvis', *[f'femur_{s}' for s in scan.landmarks])})
             rows.append(common | scanned | dict(xray=f'xray/{shot}.dcm', motion=f'motion/{shot}.json', view=e.view, position=e.position,
                                                 sdd=round(e.sdd, 2), sod=round(e.sod, 2)))
     return rows
