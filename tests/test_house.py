@@ -116,7 +116,7 @@ def whole_figures(root):
         there = {p.name for p in folder.iterdir() if p.is_file()} - {'manifest.json'}
         if there != set(m['outputs']): complaints.append(f"{folder}: {sorted(there ^ set(m['outputs']))} in one of manifest and folder only")
         # a variant stands under a name of its own, and its manifest says what was changed
-        if m['changed'] and folder.name == m.get('experiment', folder.name).split('/')[-1]: complaints.append(f"{folder}: {m['changed']} not as its preset")
+        if m['changed'] and folder.name == m.get('experiment', folder.name).split('/')[-1]: complaints.append(f"{folder}: {m['changed']} not as the preset says")  # noqa: E501
         others = {json.loads((folder/f).read_text())['run'] for f in there if f.endswith('.json')} - {m['run']}
         if others: complaints.append(f'{folder}: files of run {others}')
     return complaints
