@@ -260,7 +260,8 @@ def _mit(size:str, inputs:int=1, drop_path:float=.1) -> nn.Module:
 def _hrnet(size:str, inputs:int=1) -> nn.Module: return TimmEncoder(size, inputs, feature_location='')
 
 BACKBONES:dict[str, Callable[..., nn.Module]] = dict(
-    hrformer_s=partial(HRFormer, 32, 1), hrformer_b=partial(HRFormer, 78, 2), **{f'hrnet_w{n}': partial(_hrnet, f'hrnet_w{n}') for n in (18, 32, 48)},
+    hrformer_s=partial(HRFormer, channels=32, heads=1), hrformer_b=HRFormer,
+    **{f'hrnet_w{n}': partial(_hrnet, f'hrnet_w{n}') for n in (18, 32, 48)},
     **{size: partial(_mit, size) for size in MIT}, resnet=ResNetEncoder)
 
 def make_backbone(
