@@ -108,6 +108,7 @@ class Patient:
     seed:int = 0
 
     occasions = ('pre', 'post')
+    synthetic = True     # what there is besides files is the truth, which no hospital has
 
     @property
     def fingerprint(self) -> tuple: return self.id, self.institution, self.seed  # what names of kept results stand for
@@ -161,6 +162,10 @@ class Patient:
         offset = tuple(map(float, self.rng('ct', when, 'scan').uniform(-.5, .5, 3)*spacing_mm))
         body = voxelise(self.anatomy, self.ct_angles(when), spacing_mm=spacing_mm, offset_mm=offset, implant=self.implant(when), phantom=self.institution == 1)
         return phantom_to_hu(body, self.scanner(when), self.rng('ct', when, 'noise')), body.volume('labels')
+
+    def stated_calibration(self, when:str) -> Calibration|None:
+        "What the institution knows of its scanner before it looks at the scan: institution 2 its phantom-less curve, institution 1 nothing."
+        return institution_curve(self.seed) if self.institution == 2 else None
 
     def scanner(self, when:str): return sample_scanner(self.institution, f'{self.seed}/{self.id}/{when}')
 

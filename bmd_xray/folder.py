@@ -48,7 +48,8 @@ def manifest_schema():
         dxa_left=number(.1, 2.5, **optional), dxa_right=number(.1, 2.5, **optional)), strict=True)
 
 def read_manifest(
-    folder:str|Path # with manifest.csv
+    folder:str|Path,       # with manifest.csv
+    check_files:bool=True  # refuse a table that names a file that is not there; else that patient fails when it is read
 ) -> pd.DataFrame: # a row an X-ray; paths are absolute
     "Read and check a study's manifest. Every fault is named with its row."
     import pandera.errors
@@ -76,7 +77,7 @@ def read_manifest(
     for column in ('ct', 'labels', 'landmarks', 'xray', 'motion'):
         table[column] = [v if pd.isna(v) else str(folder/v) for v in table[column]]
         for i, v in table[column].items():
-            if not pd.isna(v) and not Path(v).exists():
+            if check_files and not pd.isna(v) and not Path(v).exists():
                 raise InputError(f'{path}, row {i + 2}', got=f'{column} {v}, which is not there', expected='a file or folder')
     table['calibration'] = [str(folder/v) if isinstance(v, str) and (folder/v).is_file() else v for v in table['calibration']]
     of_scan, of_patient = ['ct', 'labels', 'landmarks', 'calibration'], ['operative_side', 'sex', 'height_cm', 'institution']
@@ -95,6 +96,8 @@ class FolderPatient:
     institution:int
     rows:pd.DataFrame   # of the manifest
     seed:int = 0
+
+    synthetic = False   # what there is besides CT and X-rays is what the manifest states
 
     def _of(self, when:str) -> pd.Series:
         rows = self.rows[self.rows.when == when]
@@ -116,7 +119,7 @@ class FolderPatient:
 
     def ct(self,
         when:str='pre',
-        spacing_mm:float|None=None, # accepted for the sampled patients' sake: a real CT has its own
+        spacing_mm:float|None=None, whole:bool=True # accepted for the sampled patients' sake: a real CT has its own
     ) -> CTScan:
         "Read CT, labels, calibration and landmarks."
         hu, labels = self.raw_ct(when, spacing_mm)
@@ -207,8 +210,9 @@ class FolderPatient:
         return c | dict(bmi=c['weight_kg']/(c['height_cm']/100)**2 if known else None, kl_left=None, kl_right=None)
 
 def read_cohort(
-    folder:str|Path # with manifest.csv
+    folder:str|Path,       # with manifest.csv
+    check_files:bool=True  # of `read_manifest`
 ) -> Cohort:
     "A study's patients."
-    table = read_manifest(folder).rename(columns={'names': 'names_'})  # `names` is pandas' own
+    table = read_manifest(folder, check_files).rename(columns={'names': 'names_'})  # `names` is pandas' own
     return Cohort(Path(folder).name, tuple(FolderPatient(i, int(rows.institution.iloc[0]), rows) for i, rows in table.groupby('patient', sort=True)))
