@@ -59,8 +59,8 @@ def check_picture(
     "Refuse pictures that a backbone cannot take; `InputError`."
     if x.ndim != 4 or x.shape[1] != inputs:
         raise InputError('radiographs', got=f'shape {tuple(x.shape)}', expected=f'(B, {inputs}, H, W)', remedy='add or choose the channel axis')
-    if any(n % MULTIPLE for n in x.shape[-2:]):
-        raise InputError('radiograph', got=f'{x.shape[-2]} x {x.shape[-1]} pixels', expected=f'multiples of {MULTIPLE}', remedy='crop or pad it')
+    if any(n % MULTIPLE for n in x.shape[-2:]) or x.shape[-2:].numel() <= MULTIPLE**2:
+        raise InputError('radiograph', got=f'{x.shape[-2]} x {x.shape[-1]} pixels', expected=f'multiples of {MULTIPLE}, more than one', remedy='crop or pad it')
 
 # %% ../../nbs/50_models.backbones.ipynb #c014
 class WindowAttention(nn.Module):
@@ -219,7 +219,7 @@ def import_timm():
     "timm, also where torchvision's compiled operators cannot be loaded; `InputError` where it is not installed."
     try: import timm
     except ModuleNotFoundError as e:
-        raise InputError('this network', got='no timm', expected='timm 1.0', remedy='pip install timm') from e
+        raise InputError('this network', got=f'no {e.name}', expected='timm 1.0', remedy='pip install timm') from e
     except RuntimeError as e:
         if 'torchvision::nms' not in str(e): raise
         for name in [n for n in sys.modules if n.partition('.')[0] in ('torchvision', 'timm')]: del sys.modules[name]

@@ -193,7 +193,7 @@ class Generator(nn.Module):
         self.decoder = Decoder(self.encoder.channels, outputs, self.encoder.stride)
         init_normal(self)
     def forward(self,
-        x:Tensor # (B, inputs, H, W), normalised radiographs; sides divisible by 32
+        x:Tensor # (B, inputs, H, W), normalised radiographs; sides divisible by 32, more than 32 x 32
     ) -> Tensor: # (B, outputs, H, W), scaled DRRs, -1 to 1
         return self.decoder(self.encoder(x))
 
