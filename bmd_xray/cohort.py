@@ -14,7 +14,7 @@ from functools import cached_property, lru_cache
 import numpy as np
 import pandas as pd
 
-from .anatomy import HipAngles, JointAngles, bone_pose, femur_solids, ha_at, landmarks, phantom_rods, sample_anatomy, sample_covariates, voxelise
+from .anatomy import EXTENT, HipAngles, JointAngles, bone_pose, femur_solids, ha_at, landmarks, phantom_rods, sample_anatomy, sample_covariates, voxelise
 from .calibration import B_MAS200, Calibration, fit_calibration, hu_to_vbmd, measure_inserts, phantomless
 from .core import InputError, rng_for
 from .drr import render_channels
@@ -160,7 +160,12 @@ class Patient:
     ) -> tuple[Volume, Volume]: # HU; the true labels on its grid
         "The CT file as a hospital hands it over, pelvis to mid-thigh, phantom in it at institution 1; the labels are what segmentation is held against."
         offset = tuple(map(float, self.rng('ct', when, 'scan').uniform(-.5, .5, 3)*spacing_mm))
-        body = voxelise(self.anatomy, self.ct_angles(when), spacing_mm=spacing_mm, offset_mm=offset, implant=self.implant(when), phantom=self.institution == 1)
+        x, (front, back), z = EXTENT
+        if phantom := self.institution == 1: # the field of view takes in all of it
+            y, depth, _ = phantom_rods(self.anatomy)['slab']
+            if y + depth > back: back = y + depth + 12
+        body = voxelise(self.anatomy, self.ct_angles(when), spacing_mm=spacing_mm, offset_mm=offset, implant=self.implant(when), phantom=phantom,
+                        region=(x, (front, back), z))
         return phantom_to_hu(body, self.scanner(when), self.rng('ct', when, 'noise')), body.volume('labels')
 
     def stated_calibration(self, when:str) -> Calibration|None:
