@@ -108,13 +108,13 @@ class BmdRegressor(nn.Module):
         return self.head(self.encoder(xray))
 
 # %% ../../nbs/53_models.regressors.ipynb #c021
-ROI_NETS = dict(vgg11=('vgg11_bn', 5), vgg16=('vgg16_bn', 5), # timm's name, its coarsest feature
+ROI_NETS = dict(vgg11=('vgg11_bn', 5), vgg13=('vgg13_bn', 5), vgg16=('vgg16_bn', 5), # timm's name, its coarsest feature
                 resnet18=('resnet18', 4), resnet34=('resnet34', 4), resnet50=('resnet50', 4))
 
 class RoiRegressor(nn.Module):
     "Conventional regression of BMD from a cropped region: convolutional network, global average, linear layer (Hsieh 2021; Zheng 2021)."
     def __init__(self,
-        arch:str='vgg16', # name in `ROI_NETS`
+        arch:str='vgg11', # name in `ROI_NETS`
         inputs:int=1,
         outputs:int=1
     ):
