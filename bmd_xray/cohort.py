@@ -214,6 +214,10 @@ class Patient:
         there, here = bone_pose(self.anatomy, exposure.angles, bone), bone_pose(self.anatomy, self.ct_angles(exposure.when), bone)
         return self.placement(exposure) @ there @ invert(here)
 
+    def usable(self, exposure:Exposure, bone:str) -> bool:
+        "Whether the pose of a bone may be trained on: the truth may."
+        return True
+
     def picture(self,
         exposure:Exposure, size:tuple[int, int], # rows, cols of one hip's picture
         spacing_mm:float=2.

@@ -172,6 +172,15 @@ class FolderPatient:
         if bone not in motions: raise InputError(row.motion, got=f'{sorted(motions)}', expected=bone)
         return check_pose(motions[bone])
 
+    def usable(self, exposure:Exposure, bone:str) -> bool:
+        "Whether the pose of a bone may be trained on: what the manifest states is taken at its word."
+        return True
+
+    @property
+    def stated_motions(self) -> set[str]: # keys of exposures
+        "The X-rays for which the manifest states poses."
+        return {self._exposure(r).key for r in self.rows.itertuples() if not pd.isna(r.motion)}
+
     def film(self,
         exposure:Exposure, size:tuple[int, int], # rows, cols of one hip's picture
         spacing_mm:float|None=None, world:dict|None=None # accepted for the sampled patients' sake

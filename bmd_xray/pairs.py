@@ -63,14 +63,17 @@ def patient_views(
     pictures, drr = [], []
     for exposure in patient.exposures():
         if exposure.when not in scans: continue
+        sides = [s for s in scans[exposure.when].landmarks if patient.usable(exposure, f'femur_{s}')]
+        if not sides: continue
         pictures.append(patient.picture(exposure, size, spacing_mm))
-        targets = [pf_drr(density[exposure.when, side], exposure, patient.bone_motion(exposure, f'femur_{side}'), size)
-                   for side in scans[exposure.when].landmarks]
+        targets = [pf_drr(density[exposure.when, s], exposure, patient.bone_motion(exposure, f'femur_{s}'), size) for s in sides]
         # where the marrow is all fat a calibrated density can fall below zero; a projection of mineral cannot
         drr.append(np.maximum(np.sum(targets, axis=0), 0).astype(np.float16))
-        record['exposures'].append(dict(key=exposure.key, sides=list(scans[exposure.when].landmarks),
+        record['exposures'].append(dict(key=exposure.key, sides=sides,
             **{k: getattr(exposure, k) for k in ('when', 'view', 'position', 'sdd', 'sod')}, pixel_mm=[float(p) for p in exposure.geometry(size).pixel_rc],
             angles=None if exposure.angles is None else asdict(exposure.angles)))
+    if not pictures:
+        raise InputError(patient.id, got='no hip with landmarks and a trusted pose', expected='at least one', remedy='look at its page of quality control')
     kind = 'film' if 'film' in pictures[0] else 'basis'
     return {kind: np.stack([p[kind] for p in pictures]), 'drr': np.stack(drr)}, record
 
