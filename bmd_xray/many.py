@@ -144,18 +144,18 @@ def dask_client(
     "A dask client that says nothing unless asked, and leaves nothing behind."
     import logging
     import dask
+    from distributed import Client, LocalCluster  # before the configuration is changed for a while, since it loads its own defaults into it
     quiet = {'logging.distributed': 'critical', 'distributed.scheduler.allowed-failures': 5,
              'distributed.nanny.pre-spawn-environ': {**dask.config.get('distributed.nanny.pre-spawn-environ', {}), 'NUMBA_NUM_THREADS': '1',
                                                      'OMP_NUM_THREADS': '1', 'MKL_NUM_THREADS': '1', 'OPENBLAS_NUM_THREADS': '1'},
              'distributed.admin.system-monitor.gil.enabled': False}
     with dask.config.set(quiet), contextlib.ExitStack() as stack:
-        from distributed import Client, LocalCluster
         loud, before = logging.getLogger('distributed'), logging.getLogger('distributed').level
         loud.setLevel(logging.CRITICAL); stack.callback(loud.setLevel, before)
         if scheduler is None:
             room = stack.enter_context(tempfile.TemporaryDirectory(prefix='bmdx-', ignore_cleanup_errors=True))
-            scheduler = stack.enter_context(LocalCluster(n_workers=workers, threads_per_worker=1, processes=True, host='127.0.0.1', dashboard_address=None,
-                                                         memory_limit=None, silence_logs=logging.CRITICAL, local_directory=room))
+            scheduler = stack.enter_context(LocalCluster(n_workers=workers, threads_per_worker=1, processes=True, memory_limit=None, host='127.0.0.1',
+                                                         dashboard_address='127.0.0.1:0', silence_logs=logging.CRITICAL, local_directory=room))
         try: client = stack.enter_context(Client(scheduler, timeout='10s', set_as_default=False))
         except (OSError, ValueError, TimeoutError) as e:
             raise InputError('scheduler', got=f'{scheduler}, which does not answer', expected='the address that `dask scheduler` prints, tcp://...') from e
