@@ -13,11 +13,12 @@ import pytest
 
 from bmd_xray.cli import main
 from bmd_xray.cohort import sample_cohort
+from bmd_xray.core import InputError
 from bmd_xray.many import Settings, build_pairs, parse_cohort
 from bmd_xray.results import read_pairs
 from bmd_xray.study import write_study
 
-COHORT, SETTINGS = "synthetic:institution=2,n=5", Settings(size=(64, 32), spacing_mm=5., occasions=("pre",), objects=True, kinds=("volume",))
+COHORT, SETTINGS = "synthetic:institution=2,n=4", Settings(size=(64, 32), spacing_mm=5., occasions=("pre",), objects=True, kinds=("volume",))
 WORDS = ["--size", "64", "32", "--spacing", "5", "--occasions", "pre", "--objects", "--kinds", "volume"]
 
 
@@ -30,7 +31,7 @@ def contents(out):
 def serial(tmp_path_factory):
     out = tmp_path_factory.mktemp("serial")/"pairs"
     report = build_pairs(parse_cohort(COHORT), out, SETTINGS)
-    assert [report[k] for k in ("built", "kept", "failed", "images")] == [5, 0, 0, 10]
+    assert [report[k] for k in ("built", "kept", "failed", "images")] == [4, 0, 0, 8]
     return contents(out)
 
 
@@ -62,34 +63,35 @@ def kill_a_busy_worker(address, out, told):
 
 
 def test_a_scheduler_elsewhere_and_a_killed_worker(serial, scheduler, tmp_path):
-    assert build_pairs(parse_cohort(COHORT), tmp_path/"a", SETTINGS, scheduler=scheduler)["built"] == 5
+    assert build_pairs(parse_cohort(COHORT), tmp_path/"a", SETTINGS, scheduler=scheduler)["built"] == 4
     assert contents(tmp_path/"a") == serial
     told = {}
     killer = threading.Thread(target=kill_a_busy_worker, args=(scheduler, tmp_path/"b", told))
     killer.start()
     report = build_pairs(parse_cohort(COHORT), tmp_path/"b", SETTINGS, scheduler=scheduler)
     killer.join()
-    assert told["done"] < 5, "the worker was killed too late to matter"
+    assert told["done"] < 4, "the worker was killed too late to matter"
     with pytest.raises(ProcessLookupError): os.kill(told["pid"], 0)
-    assert [report[k] for k in ("built", "failed")] == [5, 0]
+    assert [report[k] for k in ("built", "failed")] == [4, 0]
     assert contents(tmp_path/"b") == serial
 
 
 def test_two_workers_stopped_and_gone_on(serial, tmp_path):
     out = tmp_path/"pairs"
     words = [sys.executable, "-c", "import sys; from bmd_xray.cli import main; sys.exit(main(sys.argv[1:]))", "pairs", COHORT, "--out", str(out), *WORDS]
-    p = subprocess.Popen([*words, "--workers", "2"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    heeds = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # where the tests run in the background, Ctrl-C is ignored
+    p = subprocess.Popen([*words, "--workers", "2"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heeds)
     while p.poll() is None and not list(out.glob("I2-*")): time.sleep(.05)
     p.send_signal(signal.SIGINT)
     said = p.communicate(timeout=120)
     done = {f.name for f in out.glob("I2-*")}
     assert (p.returncode, said[0]) == (130, "") and said[1].strip() == "bmdx: interrupted; what was finished is kept", said
-    assert 1 <= len(done) < 5 and not list(out.glob(".*")) and json.loads((out/"manifest.json").read_text())["finished"] is False
+    assert 1 <= len(done) < 4 and not list(out.glob(".*")) and json.loads((out/"manifest.json").read_text())["finished"] is False
     assert set(pd.read_csv(out/"pairs.csv").patient) == done  # what is done can be used
     before = {f: f.stat().st_mtime_ns for d in done for f in (out/d).iterdir()}
     assert main(["pairs", COHORT, "--out", str(out), *WORDS, "--workers", "1"]) == 0
     assert contents(out) == serial and {f: f.stat().st_mtime_ns for f in before} == before
-    assert len(read_pairs(out)) == 10
+    assert len(read_pairs(out)) == 8
 
 
 def test_a_bad_patient_is_reported_and_skipped_and_mended(tmp_path, capsys):
@@ -131,7 +133,28 @@ def test_what_the_command_refuses(tmp_path, capsys):
 
 
 def test_one_run_at_a_time(tmp_path):
-    from bmd_xray.core import InputError
     from bmd_xray.many import _only_one
     with _only_one(tmp_path), pytest.raises(InputError, match="another run"), contextlib.ExitStack() as s: s.enter_context(_only_one(tmp_path))
     with _only_one(tmp_path): pass
+
+
+def test_a_raw_study_holds_what_a_hospital_has(tmp_path):
+    import numpy as np
+
+    from bmd_xray.cohort import Cohort
+    from bmd_xray.folder import read_cohort
+    cohort = Cohort("two hospitals", (*sample_cohort(2, institution=2), *sample_cohort(1)))
+    write_study(cohort, tmp_path/"raw", pixel_mm=2., spacing_mm=6., body_mm=8., raw=True)
+    forms = [sorted(p.name for p in (tmp_path/"raw/ct").iterdir() if p.name.startswith(f"S-{who}_pre")) for who in (200001, 200002, 100001)]
+    assert forms == [["S-200001_pre.json", "S-200001_pre.nii.gz"], ["S-200002_pre"], ["S-100001_pre.json", "S-100001_pre.mha"]]
+    read = {p.id: p for p in read_cohort(tmp_path/"raw")}
+    for patient, who in zip(cohort, ("S-200001", "S-200002", "S-100001")):
+        for when in ("pre", "post"):
+            (hu, labels), (true, _) = read[who].raw_ct(when), patient.raw_ct(when, 6.)
+            assert labels is None and np.array_equal(hu.array, np.rint(true.array)) and np.allclose(hu.affine, true.affine, atol=1e-4)
+            assert read[who].stated_landmarks(when) == {} and (read[who].stated_calibration(when) is None) == (patient.institution == 1)
+            shots = [e for e in read[who].exposures() if e.when == when]
+            assert [e.position for e in shots] == [e.position for e in patient.exposures() if e.when == when]
+            for e in shots: assert (read[who].lateral(e) is not None) == (patient.institution == 2)
+        assert read[who].film(shots[0], (32, 16)).std() > 100
+    with pytest.raises(InputError, match="no labels"): read["S-200001"].ct("pre")
