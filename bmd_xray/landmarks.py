@@ -45,7 +45,8 @@ class _Field:
         else: self.left_out = 0.
         index = np.argwhere(a)
         lo, hi = index.min(0), index.max(0) + 1
-        self.border = mask.to_mm(index[((index == 0) | (index == np.array(a.shape) - 1)).any(1)][:, ::-1]) # where the volume may cut it
+        size = np.array(mask.shape[::-1])
+        self.inside = lambda p: (abs(mask.to_index(p) - (size - 1)/2)*mask.spacing < size*mask.spacing/2 + 1).all(-1)
         step = np.array(mask.spacing[::-1])
         coarse = np.maximum(1, np.floor(1.5/step)).astype(int) # finer voxels would only cost time
         pad = np.ceil(25/step/coarse).astype(int)*coarse
@@ -161,6 +162,14 @@ def _sphere(field, centre, neck, level):
     e = abs(np.linalg.norm(x - centre, axis=1) - radius)
     return centre, radius, float(np.median(e)), float(np.mean(e < 1.5))
 
+def _ring(field, at, ways, along, level):
+    "How far the surface lies from a point in each direction (n, 3) across an axis: the median of nine rays, for one may meet a flaw of the mask."
+    turn, t = np.deg2rad([-12, 0, 12]), np.array([-1.5, 0, 1.5])
+    bundle = np.cos(turn)[:, None, None]*ways + np.sin(turn)[:, None, None]*np.cross(along, ways)
+    start, way = np.broadcast_arrays((at + t[:, None]*along)[:, None, None], bundle)
+    hit, _ = _cast(field, start.reshape(-1, 3), way.reshape(-1, 3), level)
+    return np.median(np.linalg.norm(hit - start.reshape(-1, 3), axis=1).reshape(9, len(ways)), axis=0)
+
 def _measure(field, q, side):
     "Landmarks from a fitted model and the mask's surface, {name: (3,) mm}, with the sphere and how far the shaft reaches below the lesser trochanter."
     marks, R, level = q['marks'], q['R'], q['delta']
@@ -171,8 +180,11 @@ def _measure(field, q, side):
     across = unit(np.cross(z, b))*(1 if side == 'left' else -1)  # posterior
     above = np.cross(b, across); above *= np.sign(above @ z)
     ring = np.stack([above, -above, -across, across])
-    out = dict(head_centre=c, neck_centre=_cast(field, c + ((marks['neck_centre'] - c) @ b)*b, ring, level)[0].mean(0))
-    out |= {f'junction_{n}': x for n, x in zip(('superior', 'inferior', 'anterior', 'posterior'), _cast(field, c + .62*radius*b, ring, level)[0])}
+    waist, border = c + ((marks['neck_centre'] - c) @ b)*b, c + .62*radius*b
+    names = [f'junction_{n}' for n in ('superior', 'inferior', 'anterior', 'posterior')]
+    out = dict(head_centre=c, neck_centre=waist + (_ring(field, waist, ring, b, level)[:, None]*ring).mean(0))
+    model = np.array([(marks[n] - border) @ way for n, way in zip(names, ring)])
+    out |= dict(zip(names, border + np.clip(_ring(field, border, ring, b, level), model - 2, model + 2)[:, None]*ring))
     lesser = out['lesser_trochanter'] = marks['lesser_trochanter']
     # where the shaft ends, along its axis
     axis = unit(marks['shaft_5cm'] - marks['shaft_2cm'])
@@ -230,11 +242,10 @@ def _refuse_shape(field, q, other, side, has):
     neck, head, rest = has['neck'][1], has['head'][1], has['trochanter'][1]
     if other is not None and other['cost'] < .7*q['cost'] and other['cost'] < .12:
         raise InputError(what, f'a {opposite} femur by its shape', f'a {side} one', 'state the other side, or convert the mask again if its header is mirrored')
-    centre = q['marks']['head_centre']
-    radius = np.median(np.linalg.norm(q['x'][:HEAD_POINTS] - centre, axis=1))
-    near = (np.linalg.norm(field.border - centre, axis=1) < radius + 4).sum()*field.step.prod()**(2/3) if len(field.border) else 0 # mm2
-    if near > 50 and max(neck, rest) < .3: raise InputError(what, "a head that the volume's border cuts", 'a whole head', 'a scan that reaches higher')
-    if has['strange'] > .4 or head > .2 and max(neck, rest) > .4 or np.median(abs(q['r'][q['known']])) > 3:
+    beyond = 1 - field.inside(q['x'][:HEAD_POINTS]).mean()
+    if beyond > .04 and max(neck, rest) < .3:
+        raise InputError(what, f"a head that the volume's border cuts: {100*beyond:.0f} % of it lies beyond", 'a whole head', 'a scan that reaches higher')
+    if has['strange'] > .4 or q['cost'] > .22 or head > .2 and max(neck, rest) > .4:
         raise InputError(what, f'a shape unlike a proximal femur, {100*has["strange"]:.0f} % of it unexplained', 'one femur with head, neck and shaft',
                          'check the label: a neighbouring bone may be in it, the hip replaced')
     if head > .15:

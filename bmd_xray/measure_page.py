@@ -127,7 +127,8 @@ def _bmd_card(b:dict, femur:dict|None, contrast:bool) -> str:
     figures = ''.join(f'<div><span>{_esc(n)}</span><b class="big">{v}</b> {u}</div>' for n, v, u in shown)
     mind = f'<p class="small">{_tag("mind", "contrast medium")} density may read high</p>' if contrast else ''
     return (f'<div class="card ok">{title}{_tag("ok", "BMD measured")}<div class="figures">{figures}</div>{mind}'
-            f'<p class="small soft" style="margin:10px 0 0">Calibration: {_esc(b["calibration"]["source"])}</p></div>')
+            f'<p class="small soft" style="margin:10px 0 0">Calibration: {_esc(b["calibration"]["source"])}<br>'
+            f'Landmarks: {_esc("; ".join([b["landmarks"]["source"], *b["landmarks"]["flags"]]))}</p></div>')
 
 def _notes(pair:list) -> str:
     "Flags of a structure, once for both sides where they agree."

@@ -71,6 +71,16 @@ def test_bmd_of_two_hips(scan, tmp_path, calibration):
     assert pictures['femur_left'].sum()*float(pictures['pixel_mm'])**2/100 == pytest.approx(grams, rel=2e-3) # bone as HA, once there is a calibration
 
 
+def test_a_femur_whose_landmarks_are_not_found(scan, tmp_path):
+    "Tubes have no trochanters: without landmarks BMD is refused, and the reason says what was looked for."
+    folder, *_ = scan
+    for name, more in (('a', []), ('b', ['--landmarks', 'auto'])):
+        report = measure(folder, tmp_path/name, '--calibration', folder/'curve.json', *more)
+        for b in report['bmd']:
+            assert [r['reason'] for r in b['refused']] == ['no landmarks'] and 'not found automatically' in b['refused'][0]['detail'] and b['landmarks'] is None
+    assert {r['reason'] for b in measure(folder, tmp_path/'c')['bmd'] for r in b['refused']} == {'no landmarks', 'no calibration'}
+
+
 def test_each_lack_is_one_reason(scan, tmp_path):
     folder, *_ = scan
     reasons = lambda name, *more: [r['reason'] for r in measure(folder, tmp_path/name, *more)['bmd'][1]['refused']]
@@ -116,6 +126,13 @@ def test_a_synthetic_patient(tmp_path):
     at = FemurLandmarks.from_dict('right', marks['right'])
     direct = measure_bmd(hu_to_vbmd(ct, line), body.mask('femur_right'), at) # the same numbers without files in between
     assert [right[k] for k in ('abmd', 'neck_abmd', 'vbmd')] == pytest.approx([direct.abmd, direct.neck_abmd, direct.vbmd], rel=1e-4)
+    auto = measure(tmp_path, tmp_path/'auto', '--calibration', f'{line.slope},{line.intercept},{line.source}') # landmarks found, not given
+    found, lost = auto['bmd']
+    assert found['landmarks']['source'] == 'found automatically' and right['landmarks']['source'] == 'given'
+    assert found['abmd'] == pytest.approx(right['abmd'], abs=.01) and found['neck_abmd'] == pytest.approx(right['neck_abmd'], abs=.03)
+    for name in ('head_centre', 'neck_centre', 'shaft_2cm'): assert np.linalg.norm(np.array(found['landmarks']['points'][name]) - getattr(at, name)) < 3
+    assert [r['reason'] for r in lost['refused']] == ['metal in the femur']
+    assert 'found automatically' in (tmp_path/'auto'/'index.html').read_text() and 'found automatically' in (tmp_path/'auto'/'bmd.csv').read_text()
     truth = measure_bmd(body.volume('vbmd'), body.mask('femur_right'), at)
     assert -45 < right['vbmd'] - truth.vbmd < 5 # one energy cannot tell fatty marrow from missing mineral: QCT reads low
     assert [r['reason'] for r in left['refused']] == ['metal in the femur'] and 'abmd' not in left
