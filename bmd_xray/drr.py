@@ -146,41 +146,45 @@ def _length(spacing, uk, vk):
     "mm of ray from slice to slice."
     return math.sqrt(spacing[0]**2 + (uk*spacing[1])**2 + (vk*spacing[2])**2)
 
+@numba.njit(cache=True, nogil=True, fastmath=_FAST)
+def _project_rows(vox, size, stride, spacing, lines, boxes, out):
+    "Sum over slices of the bilinear samples of `vox` (flat) along the rays of a few rows, times the step's length."
+    (nk, nu, nv), (dk, du, dv), (rows, n) = size, stride, out.shape
+    a0, ak, b0, bk = _slopes(lines, n)
+    acc = np.zeros(a0.shape, np.float32)
+    for k in range(nk):
+        u_lo, u_hi, v_lo, v_hi = boxes[k]
+        if u_hi < u_lo: continue
+        fk, base = np.float32(k), k*dk
+        for r in range(rows):
+            lo, hi = _columns(lines[r], k, u_lo - 1, u_hi + 1, v_lo - 1, v_hi + 1, n)
+            # within the volume no weight needs a look at its edges
+            in_lo, in_hi = _columns(lines[r], k, max(u_lo - 1, 0), min(u_hi + 1, nu - 1.001), max(v_lo - 1, 0), min(v_hi + 1, nv - 1.001), n)
+            if in_hi <= in_lo: in_lo, in_hi = hi, hi
+            for c in range(in_lo, in_hi):
+                u, v = a0[r, c] + fk*ak[r, c], b0[r, c] + fk*bk[r, c]
+                iu, iv = np.int32(u), np.int32(v)
+                wu, wv = u - np.float32(iu), v - np.float32(iv)
+                i = np.uint64(base + np.int64(iv)*dv + np.int64(iu)*du)  # unsigned: a signed index costs a look at its sign
+                j = i + np.uint64(dv)
+                x00, x01, x10, x11 = np.float32(vox[i]), np.float32(vox[i + np.uint64(du)]), np.float32(vox[j]), np.float32(vox[j + np.uint64(du)])
+                x0, x1 = x00 + wu*(x01 - x00), x10 + wu*(x11 - x10)
+                acc[r, c] += x0 + wv*(x1 - x0)
+            for c_lo, c_hi in ((lo, in_lo), (in_hi, hi)):
+                for c in range(c_lo, c_hi):
+                    iu, wu0, wu1 = _cell(a0[r, c] + fk*ak[r, c], nu)
+                    iv, wv0, wv1 = _cell(b0[r, c] + fk*bk[r, c], nv)
+                    i = base + iv*dv + iu*du
+                    acc[r, c] += wv0*(wu0*vox[i] + wu1*vox[i + du]) + wv1*(wu0*vox[i + dv] + wu1*vox[i + dv + du])
+    for r in range(rows):
+        for c in range(n): out[r, c] = acc[r, c]*_length(spacing, ak[r, c], bk[r, c])
+
 @numba.njit(cache=True, nogil=True, parallel=True, fastmath=_FAST)
 def _project(vox, size, stride, spacing, lines, boxes, out):
-    "Sum over slices of the bilinear samples of `vox` (flat) along every ray, times the step's length; (rows, cols)."
-    (nk, nu, nv), (dk, du, dv), (rows, n) = size, stride, out.shape
-    for tile in numba.prange((rows + _TILE - 1)//_TILE):
-        first = tile*_TILE
-        mine = lines[first:first + _TILE]
-        a0, ak, b0, bk = _slopes(mine, n)
-        acc = np.zeros(a0.shape, np.float32)
-        for k in range(nk):
-            u_lo, u_hi, v_lo, v_hi = boxes[k]
-            if u_hi < u_lo: continue
-            fk, base = np.float32(k), k*dk
-            for r in range(len(mine)):
-                lo, hi = _columns(mine[r], k, u_lo - 1, u_hi + 1, v_lo - 1, v_hi + 1, n)
-                # within the volume no weight needs a look at its edges
-                in_lo, in_hi = _columns(mine[r], k, max(u_lo - 1, 0), min(u_hi + 1, nu - 1.001), max(v_lo - 1, 0), min(v_hi + 1, nv - 1.001), n)
-                if in_hi <= in_lo: in_lo, in_hi = hi, hi
-                for c in range(in_lo, in_hi):
-                    u, v = a0[r, c] + fk*ak[r, c], b0[r, c] + fk*bk[r, c]
-                    iu, iv = np.int32(u), np.int32(v)
-                    wu, wv = u - np.float32(iu), v - np.float32(iv)
-                    i = np.uint64(base + np.int64(iv)*dv + np.int64(iu)*du)  # unsigned: a signed index costs a look at its sign
-                    j = i + np.uint64(dv)
-                    x00, x01, x10, x11 = np.float32(vox[i]), np.float32(vox[i + np.uint64(du)]), np.float32(vox[j]), np.float32(vox[j + np.uint64(du)])
-                    x0, x1 = x00 + wu*(x01 - x00), x10 + wu*(x11 - x10)
-                    acc[r, c] += x0 + wv*(x1 - x0)
-                for c_lo, c_hi in ((lo, in_lo), (in_hi, hi)):
-                    for c in range(c_lo, c_hi):
-                        iu, wu0, wu1 = _cell(a0[r, c] + fk*ak[r, c], nu)
-                        iv, wv0, wv1 = _cell(b0[r, c] + fk*bk[r, c], nv)
-                        i = base + iv*dv + iu*du
-                        acc[r, c] += wv0*(wu0*vox[i] + wu1*vox[i + du]) + wv1*(wu0*vox[i + dv] + wu1*vox[i + dv + du])
-        for r in range(len(mine)):
-            for c in range(n): out[first + r, c] = acc[r, c]*_length(spacing, ak[r, c], bk[r, c])
+    "The whole picture; (rows, cols)."
+    for tile in numba.prange((len(out) + _TILE - 1)//_TILE):
+        rows = slice(tile*_TILE, (tile + 1)*_TILE)
+        _project_rows(vox, size, stride, spacing, lines[rows], boxes, out[rows])
 
 @numba.njit(cache=True, nogil=True, parallel=True, fastmath=_FAST)
 def _project_labels(vox, lab, size, stride, spacing, lines, boxes, out):
