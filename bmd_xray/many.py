@@ -145,7 +145,7 @@ def dask_client(
     import logging
     import dask
     from distributed import Client, LocalCluster  # before the configuration is changed for a while, since it loads its own defaults into it
-    quiet = {'logging.distributed': 'critical', 'distributed.scheduler.allowed-failures': 5,
+    quiet = {'logging.distributed': 'critical',
              'distributed.nanny.pre-spawn-environ': {**dask.config.get('distributed.nanny.pre-spawn-environ', {}), 'NUMBA_NUM_THREADS': '1',
                                                      'OMP_NUM_THREADS': '1', 'MKL_NUM_THREADS': '1', 'OPENBLAS_NUM_THREADS': '1'},
              'distributed.admin.system-monitor.gil.enabled': False}
@@ -189,23 +189,23 @@ def _lost(error):
 # %% ../nbs/43_many.ipynb #c016
 def _plain(settings) -> dict: return json.loads(json.dumps(asdict(settings)))
 
-def _open(out:Path, about:dict, fresh:bool):
-    "Make or check the folder, and clear what earlier workers left half done."
-    made = ('pairs.csv', 'failures.csv', 'index.html', 'manifest.json')
+def _check_folder(out:Path, about:dict, fresh:bool):
+    "Refuse a folder that holds something else."
     if out.exists() and not out.is_dir(): raise InputError(out, got='a file', expected='a folder')
-    there = [p for p in out.iterdir() if p.name != '.lock'] if out.exists() else []
-    if there and not (out/'manifest.json').is_file():
+    if not out.exists() or not any(p.name != '.lock' for p in out.iterdir()): return
+    if not (out/'manifest.json').is_file():
         raise InputError(out, got='a folder with other things in it', expected='a new one, or one that `bmdx pairs` made', remedy='choose another')
-    if there:
-        before = read_json(out/'manifest.json')
-        changed = [f'{k} {before.get(k)}' for k in about if before.get(k) != about[k]]
-        if changed and not fresh:
-            raise InputError(out, got=f'results made with {"; ".join(changed)}', expected='; '.join(f'{k} {v}' for k, v in about.items() if before.get(k) != v),
-                             remedy='choose another folder, or give --fresh to make all anew')
-        for p in there:
-            if p.name.startswith('.tmp-') or (fresh and p.is_dir() and (p/'record.json').exists()): shutil.rmtree(p, ignore_errors=True)
-            elif fresh and p.name in made: p.unlink()
-    out.mkdir(parents=True, exist_ok=True)
+    before = read_json(out/'manifest.json')
+    changed = {k: v for k, v in about.items() if before.get(k) != v}
+    if changed and not fresh:
+        say = lambda d: '; '.join(f'{k} {d.get(k)}' for k in changed)
+        raise InputError(out, got=f'results made with {say(before)}', expected=say(about), remedy='choose another folder, or give --fresh to make all anew')
+
+def _clear(out:Path, about:dict, fresh:bool):
+    "Remove what killed workers left half done, and with `fresh` all results; say what the folder is."
+    for p in out.iterdir():
+        if p.name.startswith('.tmp-') or (fresh and (p/'record.json').exists()): shutil.rmtree(p, ignore_errors=True)
+        elif fresh and p.name in ('pairs.csv', 'failures.csv', 'index.html', 'manifest.json'): p.unlink()
     if not (out/'manifest.json').exists(): write_json(out/'manifest.json', about | dict(finished=False))
 
 @contextlib.contextmanager
@@ -228,10 +228,13 @@ def build_pairs(
 ) -> dict: # patients, built, kept, failed, images, seconds, patients_per_hour
     "Make the pairs of a cohort's patients, but for those that are there already. Ctrl-C keeps what is done."
     from tqdm.auto import tqdm
+    if not len(cohort): raise InputError('cohort', got='no patient', expected='at least one')
     out, workers = Path(out).resolve(), workers or os.cpu_count() or 1
     about = dict(settings=_plain(settings), cohort=dict(name=cohort.name, seed=cohort[0].seed))
-    _open(out, about, fresh)
+    _check_folder(out, about, fresh)
+    out.mkdir(parents=True, exist_ok=True)
     with _only_one(out):
+        _clear(out, about, fresh)
         start, keys, failures, todo = time.perf_counter(), {}, {}, []
         for patient in cohort:
             try: keys[patient.id] = result_key(patient, settings)
