@@ -247,7 +247,7 @@ def _refuse_shape(field, q, other, side, has):
         raise InputError(what, f"a head that the volume's border cuts: {100*beyond:.0f} % of it lies beyond", 'a whole head', 'a scan that reaches higher')
     if has['strange'] > .4 or q['cost'] > .22 or head > .2 and max(neck, rest) > .4:
         raise InputError(what, f'a shape unlike a proximal femur, {100*has["strange"]:.0f} % of it unexplained', 'one femur with head, neck and shaft',
-                         'check the label: a neighbouring bone may be in it, the hip replaced')
+                         'check the label: another bone may be in it, or head and neck gone (replaced, sawn off, broken)')
     if head > .15:
         raise InputError(what, f'no whole head: {100*head:.0f} % of its surface is missing', 'a head, a neck and a shaft',
                          'a resected, replaced or cut head has no landmarks; else segment the femur again')
