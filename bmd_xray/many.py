@@ -89,7 +89,7 @@ def build_patient(
 
 def _motion(patient, exposure, bone):
     try: return patient.bone_motion(exposure, bone)
-    except InputError: return None  # a bone that was not registered, as an operated femur
+    except InputError: return None  # a bone whose pose nobody stated, as an operated femur's
 
 def _objects(patient, shots, settings):
     "Per occasion all objects as they lay in the CT, per X-ray the bones that have a pose."
@@ -103,7 +103,7 @@ def _objects(patient, shots, settings):
         drrs, _ = unaligned_drrs(ct, settings.size, settings.kinds)
         keep(f'unaligned_{when}', drrs, describe_objects(ct, None, {}, settings.size, drrs))
         for e in (e for e in shots if e.when == when):
-            poses = {b: m for b in ALIGNED if (m := _motion(patient, e, b)) is not None}
+            poses = {b: m for b in ALIGNED if patient.usable(e, b) and (m := _motion(patient, e, b)) is not None}
             drrs = aligned_drrs(ct, e, poses, settings.size, settings.kinds)
             keep(f'aligned_{when}_{e.position}', drrs, describe_objects(ct, e, poses, settings.size, drrs))
     return arrays, notes
