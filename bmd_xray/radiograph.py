@@ -211,7 +211,8 @@ def _to_dicom(r, a, bits):
         'StudyInstanceUID': uid('study'), 'SeriesInstanceUID': uid('series'), 'SeriesNumber': 1, 'InstanceNumber': 1,
         'PatientIdentityRemoved': 'YES', 'DeidentificationMethod': 'never held an identity',
         'Modality': r.modality if r.modality in MODALITIES else 'DX', 'BodyPartExamined': r.body_part or 'PELVIS', 'ViewPosition': r.view or 'AP',
-        'PatientOrientation': ['P' if r.view == 'LL' else 'L', 'F'], 'ImageType': ['DERIVED', 'PRIMARY'], 'PresentationIntentType': 'FOR PRESENTATION', 'BurnedInAnnotation': 'NO',
+        'PatientOrientation': ['P' if r.view == 'LL' else 'L', 'F'],
+        'ImageType': ['DERIVED', 'PRIMARY'], 'PresentationIntentType': 'FOR PRESENTATION', 'BurnedInAnnotation': 'NO',
         'Rows': a.shape[0], 'Columns': a.shape[1], 'SamplesPerPixel': 1, 'PhotometricInterpretation': 'MONOCHROME2',
         'PresentationLUTShape': 'IDENTITY', 'PixelRepresentation': 0, 'BitsAllocated': 16, 'BitsStored': bits, 'HighBit': bits - 1,
         'RescaleSlope': 1, 'RescaleIntercept': 0, 'RescaleType': 'US', 'WindowCenter': 1 << bits - 1, 'WindowWidth': 1 << bits})
