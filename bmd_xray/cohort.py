@@ -20,6 +20,7 @@ from .core import InputError, rng_for
 from .drr import render_channels
 from .femur import POINTS, FemurBMD, FemurLandmarks, in_region, measure_bmd, neutral_drr, neutral_pose, region_pixels
 from .geometry import ConeBeam, SlotScan, apply, invert, rigid
+from .hardening import hardening
 from .shapes import NO_PLATE, group_distance
 from .volume import Volume
 from .ct import phantom_to_hu, sample_scanner
@@ -159,14 +160,28 @@ class Patient:
         spacing_mm:float=2., # voxel size
     ) -> tuple[Volume, Volume]: # HU; the true labels on its grid
         "The CT file as a hospital hands it over, pelvis to mid-thigh, phantom in it at institution 1; the labels are what segmentation is held against."
+        body = self._on_the_table(when, spacing_mm)
+        body.stack[..., 0] *= hardening(body.stack, body.spacing)
+        return phantom_to_hu(body, self.scanner(when), self.rng('ct', when, 'noise')), body.volume('labels')
+
+    def _on_the_table(self, when, spacing_mm): # anatomy.Phantom
         offset = tuple(map(float, self.rng('ct', when, 'scan').uniform(-.5, .5, 3)*spacing_mm))
         x, (front, back), z = EXTENT
         if phantom := self.institution == 1: # the field of view takes in all of it
             y, depth, _ = phantom_rods(self.anatomy)['slab']
             if y + depth > back: back = y + depth + 12
-        body = voxelise(self.anatomy, self.ct_angles(when), spacing_mm=spacing_mm, offset_mm=offset, implant=self.implant(when), phantom=phantom,
+        return voxelise(self.anatomy, self.ct_angles(when), spacing_mm=spacing_mm, offset_mm=offset, implant=self.implant(when), phantom=phantom,
                         region=(x, (front, back), z))
-        return phantom_to_hu(body, self.scanner(when), self.rng('ct', when, 'noise')), body.volume('labels')
+
+    def true_line(self,
+        when:str='pre',
+        at:str='femora' # or 'phantom'
+    ) -> Calibration:
+        "The line that holds in this very scan: the scanner's own, steeper by what beam hardening takes there."
+        body, line = self._on_the_table(when, 4.), self.scanner(when).true_calibration()
+        names = [f'femur_{s}' for s in self.native_sides(when)] if at == 'femora' else [f'phantom_{mg}' for mg in B_MAS200]
+        left = float(hardening(body.stack, body.spacing)[body.mask(*names)].mean())
+        return replace(line, slope=line.slope/left, intercept=line.intercept/left, source=f'{line.source}, {100*(1 - left):.1f} % hardened away in the {at}')
 
     def stated_calibration(self, when:str) -> Calibration|None:
         "What the institution knows of its scanner before it looks at the scan: institution 2 its phantom-less curve, institution 1 nothing."
