@@ -13,7 +13,6 @@ import numpy as np
 from .calibration import Calibration
 from .cohort import SIDES, CTScan
 from .core import InputError
-from .femur import FemurLandmarks
 from .landmarks import find_landmarks
 from .phantom import calibrate
 from .segmentation import Segmentation, accept_labels, segment
@@ -49,7 +48,7 @@ def measure_scan(
         inserts = labels.mask('phantom_insert') if 'phantom_insert' in labels.names else None
         try: calibration, report['calibration'] = calibrate(hu, fallback=fallback, inserts=inserts if inserts is not None and inserts.any() else None)
         except InputError as e: refused['calibration'] = str(e)
-    else: report['calibration'] = dict(source='given', **asdict(calibration))
+    else: report['calibration'] = asdict(calibration) | dict(method='given')
     marks = {}
     for side in sides:
         if landmarks is not None and side in landmarks: marks[side] = landmarks[side]; continue
