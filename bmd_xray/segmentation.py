@@ -313,7 +313,7 @@ def view_scan(
             net.drop.eval()
             features = net.encode(x)
             here = net.decode(features).float().contiguous().softmax(1)[..., :Y, :X]
-            raw[z], p[:, z] = here.argmax(1).byte().cpu(), here.transpose(0, 1).half().cpu()
+            raw[z], p[:, z] = here.max(1)[1].byte().cpu(), here.transpose(0, 1).half().cpu()
             some = z % every == 0
             if not samples or not some.any(): continue
             net.drop.train()

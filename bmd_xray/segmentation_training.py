@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['CHECKPOINT_EVERY', 'FAULTS', 'segmentation_patients', 'draw_slice', 'run_file', 'fit_segmenter', 'fit_prediction',
-           'training_ranges', 'evaluate_segmenter', 'train_segmenter', 'add_arguments', 'run_from_args']
+           'training_ranges', 'evaluate_segmenter', 'finish_segmenter', 'train_segmenter', 'add_arguments',
+           'run_from_args']
 
 # %% ../nbs/34_segmentation_training.ipynb #c002
 import argparse
@@ -31,10 +32,10 @@ from .volume import read_labels, read_volume
 def segmentation_patients(
     split:str, # 'train', 'valid' or 'test'
     config:SegmenterConfig=SegmenterConfig(),
-    n:int|None=None # patients; None: what the plan says to train on, 10 to validate and 12 to test
+    n:int|None=None # patients; None: what the plan says to train on, 6 to validate and 12 to test
 ) -> list[tuple[Patient, str]]: # patient, occasion
     "Whose scans the network learns from, is calibrated on, and is held against: a world's seed each, one scan a patient to learn from, else both."
-    worlds = dict(train=(0, config.patients), valid=(1, 10), test=(2, 12))
+    worlds = dict(train=(0, config.patients), valid=(1, 6), test=(2, 12))
     if split not in worlds: raise InputError('split', got=repr(split), expected=f'one of {", ".join(worlds)}')
     shift, count = worlds[split]
     patients = [Patient(f'seg-{split}-{i:04d}', 2 - i % 2, config.seed + shift) for i in range(1, (n or count) + 1)]
@@ -268,33 +269,41 @@ def evaluate_segmenter(
     return map_patients(one, scans, desc='held out', progress=progress)
 
 # %% ../nbs/34_segmentation_training.ipynb #c018
-def train_segmenter(
-    config:SegmenterConfig=SegmenterConfig(),
+def finish_segmenter(
+    net:SegmentationNet, config:SegmenterConfig,
     out:str|Path|None=None, # the weights; None: the shipped ones
-    threads:int=1, outside=None, # (CT, label map) with labels from outside, to be compared
-    progress:bool=True
+    outside=None,           # (CT, label map) with labels from outside, to be compared
+    progress:bool=True, **more # entries of the table and of the weights' header
 ) -> dict: # what the weights are worth; also written beside them
-    "Train, learn to predict Dice, look at the held-out patients once, write weights and table."
+    "Learn to predict Dice, look at the held-out patients once, write weights and table."
     out = Path(out or data_path(WEIGHTS))
-    net, history = fit_segmenter(config, threads, progress=progress)
     segmenter = Segmenter(net.to(memory_format=torch.channels_last), config, training_ranges(config))
     valid, test = segmentation_patients('valid', config), segmentation_patients('test', config)
     spoilt = ('noise x6', 'metal streaks x4', 'slices of 6 mm', 'cut through the hips')
-    lines, rows = fit_prediction([(*j, 'none') for j in valid] + [(*valid[2*i + 1], f) for i, f in enumerate(spoilt*2)], segmenter, progress)
-    segmenter.about.update(dice=lines)
+    lines, rows = fit_prediction([(*j, 'none') for j in valid] + [(*valid[2*i + 1], f) for i, f in enumerate(spoilt)], segmenter, progress)
     ids = {s: [p.id for p, _ in segmentation_patients(s, config)] for s in ('train', 'valid', 'test')}
-    note = provenance(seed=config.seed, patients={s: f'{i[0]} to {i[-1]}' for s, i in ids.items()})
-    segmenter.about.update(provenance={k: note[k] for k in ('bmd_xray', 'git_commit', 'git_dirty', 'seed', 'patients', 'time')}, steps=config.steps)
-    save_segmenter(segmenter, out)
-    segmenter = load_segmenter(out) # in half precision, as it is shipped
-    held = evaluate_segmenter(segmenter, [(*j, 'none') for j in test] + [(*test[2*i + 1], f) for f in list(FAULTS)[1:] for i in range(2)], progress)
-    table = dict(config=asdict(config), provenance=note, loss=history, validation=rows, held_out=held)
+    note = provenance(seed=config.seed, patients={s: f'{i[0]} to {i[-1]}' for s, i in ids.items()}, **more)
+    segmenter.about.update(dice=lines, provenance={k: v for k, v in note.items() if k not in ('versions', 'hardware')})
+    segmenter = load_segmenter(save_segmenter(segmenter, out)) # in half precision, as it is shipped
+    held = evaluate_segmenter(segmenter, [(*j, 'none') for j in test] + [(*test[2*i + 1], f) for i, f in enumerate(list(FAULTS)[1:])], progress)
+    table = dict(config=asdict(config), provenance=note, validation=rows, held_out=held)
     if outside:
-        ct = read_volume(outside[0]); truth = accept_labels(read_labels(outside[1], ct))
-        found = segment(ct, segmenter=segmenter)
+        ct = read_volume(outside[0])
+        truth, found = accept_labels(read_labels(outside[1], ct)), segment(ct, segmenter=segmenter)
         table['outside'] = dict(dice=dice_by_name(found.labels, truth.labels), predicted=found.dice, flags=found.flags, absent=truth.flags)
     write_json(out.with_suffix('.json'), table)
     return table
+
+def train_segmenter(
+    config:SegmenterConfig=SegmenterConfig(),
+    out:str|Path|None=None, # the weights; None: the shipped ones
+    threads:int=1,          # another number may round differently
+    outside=None,           # (CT, label map) with labels from outside, to be compared
+    progress:bool=True
+) -> dict: # what the weights are worth; also written beside them
+    "Train on synthetic scans, and everything after it."
+    net, history = fit_segmenter(config, threads, progress=progress)
+    return finish_segmenter(net, config, out, outside, progress, steps=config.steps, loss=history)
 
 def add_arguments(parser:argparse.ArgumentParser):
     "Arguments of `bmdx train-segmentation`."
