@@ -20,9 +20,11 @@ from pathlib import Path
 
 import numpy as np
 
+from .chain import STAGES
 from .cohort import Cohort, Patient, sample_cohort
 from .core import InputError, code_hash, content_hash, data_path, provenance, read_json, write_json
 from .folder import read_cohort
+from .measured import Measured, patient_page
 from .objects import ALIGNED, KINDS, aligned_drrs, describe_objects, unaligned_drrs
 from .pairs import VIEW_CODE, VIEW_DATA, form_images, patient_views
 from .physics import load_world
@@ -37,21 +39,23 @@ class Settings:
     occasions:tuple = ('pre', 'post')  # which examinations
     objects:bool = False               # object-wise DRRs too
     kinds:tuple = KINDS                # of `objects.KINDS`
+    truth:tuple = ()                   # of `chain.STAGES`: not measured, but known of a sampled patient; ('all',) measures nothing
+    qc:bool = True                     # a page of quality control a patient, where anything is measured
 
     def __post_init__(self):
         size = tuple(self.size)
         if len(size) != 2 or any(int(n) != n or not 16 <= n <= 2048 for n in size): raise InputError('size', got=size, expected='rows, cols from 16 to 2048')
         if not .3 <= self.spacing_mm <= 8: raise InputError('spacing', got=f'{self.spacing_mm:g} mm', expected='.3 to 8 mm')
-        for name, allowed in (('occasions', ('pre', 'post')), ('kinds', KINDS)):
-            if not getattr(self, name) or (odd := [v for v in getattr(self, name) if v not in allowed]):
+        for name, allowed in (('occasions', ('pre', 'post')), ('kinds', KINDS), ('truth', (*STAGES, 'all'))):
+            if not (getattr(self, name) or name == 'truth') or (odd := [v for v in getattr(self, name) if v not in allowed]):
                 raise InputError(name, got=list(getattr(self, name)) and odd, expected=f'some of {", ".join(allowed)}')
 
 def prepare(
     patient:Patient,
     settings:Settings
 ) -> Patient: # with the same face
-    "The patient as training shall see it. What measures instead of reading (segmentation, registration) wraps the patient here, and nowhere else."
-    return patient
+    "The patient as training shall see it: measured from CT and X-rays, but for what the settings leave to the truth."
+    return patient if 'all' in settings.truth else Measured(patient, settings.truth)
 
 def parse_cohort(
     text:str # a folder with manifest.csv, or 'synthetic:institution=2,n=8', also with dataset= and seed=
@@ -80,6 +84,7 @@ def build_patient(
     with at_stage('films'): pairs = form_images(views, record, load_world(), patient.seed)
     record['images'] = pairs.table.to_dict('records')
     with at_stage('check'): image_rows(record)
+    if isinstance(patient, Measured): record['chain'] = patient.report(settings.occasions)
     arrays = dict(xray=pairs.xray, drr=pairs.drr.astype(np.float16)) # as the views hold it
     if settings.objects:
         with at_stage('objects'):
@@ -113,7 +118,8 @@ CODE = (*VIEW_CODE, 'tissue', 'radiograph', 'folder', 'objects', 'results', 'man
 
 def result_key(patient:Patient, settings:Settings) -> str:
     "A digest of a patient's files, the settings, the code and the reference tables."
-    return content_hash(patient.fingerprint, settings, code_hash(*CODE), [data_path('reference', f) for f in VIEW_DATA], load_world())
+    seen = prepare(patient, settings)  # a measured patient's fingerprint names the chain's code and weights too
+    return content_hash(seen.fingerprint, settings, code_hash(*CODE), [data_path('reference', f) for f in VIEW_DATA], load_world())
 
 def build_one(
     patient:Patient, out:Path, settings:Settings,
@@ -129,8 +135,10 @@ def build_one(
             if result_key(patient, settings) != key:
                 raise InputError('worker', got='other code or other files than the command has', expected='the same on all machines')
         arrays, record = build_patient(patient, settings)
+        files = {'pairs.npz': npz_bytes(arrays), 'thumb.png': thumbnail(arrays['xray'], arrays['drr'])}
+        if settings.qc and 'chain' in record:
+            with at_stage('quality control'): files['qc.html'] = patient_page(prepare(patient, settings), settings.occasions).encode()
         with at_stage('write'):
-            files = {'pairs.npz': npz_bytes(arrays), 'thumb.png': thumbnail(arrays['xray'], arrays['drr'])}
             write_patient(out, patient.id, key, record, files)
         return done()
     except Exception as e: return done(stage=getattr(e, 'stage', 'unknown'), reason=plain_reason(e, patient))
@@ -276,6 +284,8 @@ def add_arguments(
     add('--occasions', nargs='+', default=Settings.occasions, help='pre, post or both (default: both)')
     add('--objects', action='store_true', help='object-wise DRRs of bones and muscles too')
     add('--kinds', nargs='+', default=KINDS, help=f'of these, which (default: {" ".join(KINDS)})')
+    add('--truth', nargs='+', default=(), help=f'what is not measured but known: of {", ".join(STAGES)} for sampled patients; all: nothing is measured')
+    add('--no-qc', action='store_true', help='no page of quality control a patient')
     add('--fresh', action='store_true', help='forget earlier results in the folder')
 
 def run_from_args(
@@ -283,7 +293,7 @@ def run_from_args(
 ) -> int: # exit code: 0 all is there, 3 some patients failed
     "Make the pairs and say how it went."
     if args.workers is not None and args.workers < 1: raise InputError('--workers', got=args.workers, expected='at least 1')
-    settings = Settings(tuple(args.size), args.spacing, tuple(args.occasions), args.objects, tuple(args.kinds))
+    settings = Settings(tuple(args.size), args.spacing, tuple(args.occasions), args.objects, tuple(args.kinds), tuple(args.truth), not args.no_qc)
     r = build_pairs(parse_cohort(args.cohort), args.out, settings, args.workers, args.scheduler, args.fresh)
     pace = f', {r["seconds_a_patient"]:.1f} s each, {r["patients_per_hour"]:.0f} an hour' if r['built'] else ''
     print(f'{r["patients"]} patients: {r["built"]} built{pace}, {r["kept"]} were there, {r["failed"]} failed; {r["images"]} images')

@@ -18,8 +18,8 @@ from bmd_xray.many import Settings, build_pairs, parse_cohort
 from bmd_xray.results import read_pairs
 from bmd_xray.study import write_study
 
-COHORT, SETTINGS = "synthetic:institution=2,n=4", Settings(size=(64, 32), spacing_mm=5., occasions=("pre",), objects=True, kinds=("volume",))
-WORDS = ["--size", "64", "32", "--spacing", "5", "--occasions", "pre", "--objects", "--kinds", "volume"]
+COHORT, SETTINGS = "synthetic:institution=2,n=4", Settings(size=(64, 32), spacing_mm=5., occasions=("pre",), objects=True, kinds=("volume",), truth=("all",))
+WORDS = ["--size", "64", "32", "--spacing", "5", "--occasions", "pre", "--objects", "--kinds", "volume", "--truth", "all"]
 
 
 def contents(out):
