@@ -342,8 +342,10 @@ def report_view(
     expected, sure = expected_dice(view.mean, view.classes[::view.every]) if samples else expected_dice(view.p, view.classes)
     lines = about.get('dice', {}).get('samples' if samples else 'single', {})
     dice = {n: predicted_dice(e, n, lines) for n, e in expected.items()}
+    doubtful = [n for n, d in dice.items() if tissue_of(n) == 'other' and d < .5] # a scan without phantom or metal
+    dice = {n: d for n, d in dice.items() if n not in doubtful}
     margins = [(b, n - e) for (b, e), n in zip(view.box, shape[1:])]
-    classes = np.pad(view.classes, [(0, 0), *margins])
+    classes = np.pad(np.where(np.isin(view.classes, [STRUCTURES.index(n) + 1 for n in doubtful]), 0, view.classes), [(0, 0), *margins])
     flags = look_over(classes, view.hu, float(np.prod(lps.spacing))*np.prod(lps.shape)/np.prod(shape)/1000, dice, about)
     native = refined(classes, F.pad(view.p, (*margins[1], *margins[0])), lps.shape)
     labels = replace(lps, array=_TABLE[native], kind='labels', names=dict(VALUES), provenance=dict(segmented_by=FORMAT))
@@ -382,7 +384,7 @@ def dice_by_name(
         if total := np.count_nonzero(a) + np.count_nonzero(b): out[n] = float(2*np.count_nonzero(a & b)/total)
     return out
 
-# %% ../nbs/30_segmentation.ipynb #c035
+# %% ../nbs/30_segmentation.ipynb #c037
 def accept_labels(
     labels:Volume # named labels, such as `read_labels` gives
 ) -> Segmentation: # the same labels; no uncertainty is known, nor a Dice
