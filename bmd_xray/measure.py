@@ -27,6 +27,8 @@ from .femur import POINTS, FemurLandmarks, measure_bmd, t_score
 from .geometry import Orthographic
 from .landmarks import find_landmarks, find_metal
 from .measure_page import to_attenuation, write_page, write_picture
+from .phantom import calibrate_phantom
+from .segmentation import segment
 from .tissue import hu_to_lean_density, hu_to_mass_density, measure_muscle
 from .volume import InputWarning, Volume, find_identifiers, read_labels, read_volume
 
@@ -238,9 +240,9 @@ def _csv(path, rows:list):
 
 def measure_ct(
     ct,               # path of the CT: DICOM folder or file, NIfTI, MHA, NRRD
-    labels,           # path of its label map, or of a folder of masks
+    labels,           # path of its label map, or of a folder of masks; None segments the scan with the shipped network
     out,              # folder to make
-    calibration=None, # Calibration, what `read_calibration` takes, or 'phantom' for labelled rods in the scan
+    calibration=None, # Calibration, what `read_calibration` takes, or 'phantom' for rods in the scan: labelled, else found
     landmarks=None,   # path of a JSON file, see `read_landmarks`; 'auto' to find them; None: 'auto' where there is a calibration
     names=None,       # table of label names, see `read_labels`; 'bmd_xray' for this library's own
     reference=None    # of the T-score
@@ -256,14 +258,20 @@ def measure_ct(
     try:
         volume, said = _catch(read_volume, path=ct, name='CT')
         if volume.kind != 'HU': raise InputError(ct, f'a volume of {volume.kind}', 'a CT in HU')
-        segmented, more = _catch(read_labels, volume, names, path=labels, name='labels')
-        if calibration == 'phantom': calibration = calibrate_on_phantom(volume, segmented)
-        result = measure_scan(volume, segmented, calibration, marks, reference, what=labels)
+        if labels is None:
+            found = segment(volume)
+            segmented, more, dice = found.labels, [f'segmentation: {f}' for f in found.flags], found.dice
+        else: (segmented, more), dice = _catch(read_labels, volume, names, path=labels, name='labels'), None
+        if calibration == 'phantom':
+            labelled = any(n.startswith('phantom_') and n != 'phantom_insert' for n in segmented.names)
+            calibration = calibrate_on_phantom(volume, segmented) if labelled else calibrate_phantom(volume)[0]
+            if landmarks is None: marks = 'auto'
+        result = measure_scan(volume, segmented, calibration, marks, reference, what=labels or 'segmentation')
         pictures, view, pose = render_scan(volume, segmented, result['structures'], calibration)
         scan = volume.provenance | dict(shape_zyx=list(volume.shape), spacing_xyz_mm=list(volume.spacing),
                                         hu_range=[int(volume.array.min()), int(volume.array.max())])
         if found := find_identifiers(scan): raise InputError(ct, f'header entries that may identify a patient ({", ".join(found)})', 'none')
-        report = dict(scan=scan, warnings=said + more, **result, calibration=calibration and asdict(calibration), t_score_reference=reference,
+        report = dict(scan=scan, warnings=said + more, expected_dice=dice, **result, calibration=calibration and asdict(calibration), t_score_reference=reference,
                       drr=dict(pixel_mm=view.pixel, size=list(view.size), unit='g/cm2', muscle='lean mass', bone='HA' if calibration else 'mass'),
                       data_hash=content_hash(volume.array, segmented.array, list(volume.spacing)), made=provenance())
         (made/'drr').mkdir()
@@ -290,11 +298,12 @@ def add_arguments(parser:argparse.ArgumentParser):
     "What `bmdx measure` takes."
     add = parser.add_argument
     add('ct', help='DICOM folder or file, .nii, .nii.gz, .mha, .mhd, .nrrd')
-    add('--labels', required=True, help='its label map, or a folder of masks named after their structures')
+    add('--labels', help='its label map, or a folder of masks named after their structures; without it the scan is segmented by the shipped network, '
+        'which has learned from synthetic scans only')
     add('--out', required=True, help='folder to make')
     add('--names', help="table of label names: totalsegmentator (default), bmd_xray, or a JSON file {name: value}")
-    add('--calibration', help="'slope,intercept,source' (mg/cm3 per HU, mg/cm3, where from), a JSON file with these, or 'phantom' where the label map "
-        'holds rods named phantom_0, phantom_50, ...; without it BMD is refused')
+    add('--calibration', help="'slope,intercept,source' (mg/cm3 per HU, mg/cm3, where from), a JSON file with these, or 'phantom' for a phantom in the scan: "
+        'rods that the label map names phantom_0, phantom_50, ..., else rods found by themselves; without it BMD is refused')
     add('--landmarks', help="JSON file with the landmarks of the femora, LPS mm, or 'auto' to find them from the label map; without it they are "
         'found where a calibration is given')
     add('--reference', help='reference of the T-score, such as nhanes3; without it none is given')
