@@ -8,8 +8,6 @@ __all__ = ['STAGES', 'MeasuredScan', 'measure_scan']
 # %% ../nbs/35_chain.ipynb #c002
 from dataclasses import asdict, dataclass, field
 
-import numpy as np
-
 from .calibration import Calibration
 from .cohort import SIDES, CTScan
 from .core import InputError

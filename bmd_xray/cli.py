@@ -57,7 +57,7 @@ class _List:
 COMMANDS = {'run': (lambda: _Run, _Run.__doc__), 'list': (lambda: _List, _List.__doc__),
             'measure': (lambda: importlib.import_module('bmd_xray.measure'), 'measure bone and muscle on a CT with its labels'),
             'cohort': (lambda: importlib.import_module('bmd_xray.study'), 'write a synthetic cohort as a study: CTs, labels, radiographs, one table'),
-            'train-segmentation': (lambda: importlib.import_module('bmd_xray.segmentation_training'), 'make the segmentation weights again, from synthetic scans'),
+            'train-segmentation': (lambda: importlib.import_module('bmd_xray.segmentation_training'), 'make the segmentation weights, from synthetic scans'),
             'pairs': (lambda: importlib.import_module('bmd_xray.many'), "make the training pairs of a cohort or of a hospital's folder"),
             'keep': (lambda: importlib.import_module('bmd_xray.keep'), "measure cohorts once and keep poses, landmarks, calibrations and femora"),
             'bench': (lambda: importlib.import_module('bmd_xray.bench'), 'time the projector, against others where they are installed')}

@@ -54,7 +54,7 @@ def keep_cohorts(
 def add_arguments(parser:argparse.ArgumentParser):
     "What `bmdx keep` takes."
     add = parser.add_argument
-    add('cohorts', nargs='+', help="folders with manifest.csv, or synthetic:institution=2,n=8; with @pre or @post after it, those examinations only")
+    add('cohorts', nargs='+', help='folders with manifest.csv, or synthetic:institution=2,n=8; with @pre or @post after it, only those examinations')
     add('--out', required=True, help='stem of the files: STEM.csv, STEM.npz, STEM.json')
     add('--samples', type=int, default=0, help='passes of Monte Carlo dropout in segmentation (default: 0)')
     add('--workers', type=int, default=None, help='processes (default: every core)')

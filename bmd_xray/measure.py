@@ -271,7 +271,8 @@ def measure_ct(
         scan = volume.provenance | dict(shape_zyx=list(volume.shape), spacing_xyz_mm=list(volume.spacing),
                                         hu_range=[int(volume.array.min()), int(volume.array.max())])
         if found := find_identifiers(scan): raise InputError(ct, f'header entries that may identify a patient ({", ".join(found)})', 'none')
-        report = dict(scan=scan, warnings=said + more, expected_dice=dice, **result, calibration=calibration and asdict(calibration), t_score_reference=reference,
+        report = dict(scan=scan, warnings=said + more, expected_dice=dice, **result,
+                      calibration=calibration and asdict(calibration), t_score_reference=reference,
                       drr=dict(pixel_mm=view.pixel, size=list(view.size), unit='g/cm2', muscle='lean mass', bone='HA' if calibration else 'mass'),
                       data_hash=content_hash(volume.array, segmented.array, list(volume.spacing)), made=provenance())
         (made/'drr').mkdir()

@@ -46,7 +46,8 @@ def _scan(patient, when, truth, samples) -> MeasuredScan:
     if not own and 'calibration' in truth: calibration = patient.true_line(when)
     if not own and 'landmarks' in truth:
         landmarks = {s: patient.femur_landmarks(patient.ct_angles(when), s) for s in patient.native_sides(when)}
-    return measure_scan(hu, patient.native_sides(when), labels, calibration, None if own else patient.stated_calibration(when), landmarks)
+    fallback = None if own else patient.stated_calibration(when)
+    return measure_scan(hu, patient.native_sides(when), labels, calibration, fallback, landmarks)
 
 @lru_cache(maxsize=16)
 def _registered(patient, exposure, truth, samples) -> dict[str, Registration]:
@@ -75,7 +76,8 @@ class Measured:
     @property
     def fingerprint(self) -> tuple:
         kept = self.kept.of(self.patient.id) if self.kept is not None else None
-        return (self.patient.fingerprint, self.truth, self.samples, CHAIN_MM, FILM_SIZE, kept) + ((code_hash(*CHAIN_CODE), content_hash(data_path(WEIGHTS))) if kept is None else ())
+        by = (code_hash(*CHAIN_CODE), content_hash(data_path(WEIGHTS))) if kept is None else kept
+        return self.patient.fingerprint, self.truth, self.samples, CHAIN_MM, FILM_SIZE, by
 
     def _is_kept(self, when): return self.kept is not None and (self.patient.id, when) in self.kept
 
@@ -210,7 +212,8 @@ class Kept:
     def pose(self, exposure:Exposure, bone:str) -> tuple[np.ndarray, bool]: # (4, 4); whether it passed quality control
         "A kept pose."
         rows, found = self._pose(exposure, bone)
-        if found.empty: raise InputError(exposure.key, got=f'no kept pose of {bone}', expected=f'of {sorted(rows.name)}', remedy='measure it again: bmdx keep')
+        if found.empty:
+            raise InputError(exposure.key, got=f'no kept pose of {bone}', expected=f'of {sorted(rows.name)}', remedy='measure it again: bmdx keep')
         pose = np.eye(4)
         pose[:3] = np.reshape(_numbers(found.numbers.iloc[0]), (3, 4))
         return pose, bool(found.passed.iloc[0])
@@ -231,7 +234,7 @@ def found_on(
     for when in patient.occasions:
         if when not in occasions: continue
         found = measured.examine(when)
-        add = lambda kind, name, numbers, passed=True: rows.append(dict(zip(COLUMNS, (patient.id, when, kind, name, numbers, passed))))
+        add = lambda kind, name, numbers, passed=True, when=when: rows.append(dict(zip(COLUMNS, (patient.id, when, kind, name, numbers, passed))))
         if (c := found.scan.calibration) is not None:
             add('calibration', c.source, line([c.slope, c.intercept, *(np.nan if v is None else v for v in (c.r, c.see, c.n))], 6))
         for side, marks in found.scan.landmarks.items():
@@ -263,7 +266,8 @@ def read_kept(
     "Read what was found on a cohort."
     stem = Path(stem)
     for suffix in ('.csv', '.npz'):
-        if not stem.with_suffix(suffix).is_file(): raise InputError(stem.with_suffix(suffix), got='nothing there', expected='kept measurements', remedy='bmdx keep')
+        if not stem.with_suffix(suffix).is_file():
+            raise InputError(stem.with_suffix(suffix), got='nothing there', expected='kept measurements', remedy='make them: bmdx keep')
     table = pd.read_csv(stem.with_suffix('.csv'), dtype=dict(numbers=str))
     if list(table) != COLUMNS: raise InputError(stem.with_suffix('.csv'), got=f'columns {list(table)}', expected=', '.join(COLUMNS))
     with np.load(stem.with_suffix('.npz')) as z: keys, boxes, ends, bits = (z[k] for k in ('keys', 'boxes', 'ends', 'bits'))
