@@ -63,5 +63,5 @@ def run_from_args(args:argparse.Namespace) -> int: # exit code
     "Measure, and say what was kept."
     kept = keep_cohorts([parse_examined(c) for c in args.cohorts], args.out, args.samples, args.workers)
     poses = kept.table[kept.table.kind == 'pose']
-    print(f'{args.out}.csv: {kept.table.patient.nunique()} patients, {len(kept.masks)} femora, {poses.passed.sum()} of {len(poses)} poses passed quality control')
+    print(f'{args.out}.csv: {kept.table.patient.nunique()} patients, {len(kept.masks)} femora, {poses.passed.sum()} of {len(poses)} poses passed')
     return 0

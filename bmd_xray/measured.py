@@ -118,7 +118,8 @@ class Measured:
 
     def _found(self, exposure, bone):
         found = self.registration(exposure)
-        if bone not in found: raise InputError(exposure.key, got=f'no pose of {bone}', expected=f'of {sorted(found)}', remedy='an operated femur is not registered')
+        if bone not in found:
+            raise InputError(exposure.key, got=f'no pose of {bone}', expected=f'of {sorted(found)}', remedy='an operated femur is not registered')
         return found[bone]
 
     def report(self,
@@ -286,7 +287,8 @@ def differences(
     marks, poses, lines, dice = [], [], [], []
     for when in patient.occasions:
         if (patient.id, when) not in new: continue
-        if (patient.id, when) not in kept: raise InputError(patient.id, got=f'nothing kept of {when}', expected='a kept examination', remedy='measure it: bmdx keep')
+        if (patient.id, when) not in kept:
+            raise InputError(patient.id, got=f'nothing kept of {when}', expected='a kept examination', remedy='measure it: bmdx keep')
         rows = [{(r.kind, r.name): _numbers(r.numbers) for r in k._index[patient.id, when].itertuples() if r.kind != 'calibration'} for k in (new, kept)]
         if set(rows[0]) != set(rows[1]):
             raise InputError(f'{patient.id}, {when}', got=f'{sorted(set(rows[0]) ^ set(rows[1]))} in one of the measurements only', expected='the same in both')

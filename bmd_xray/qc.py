@@ -97,7 +97,8 @@ def _table(rows) -> str:
     head = ''.join(f'<th>{html.escape(k)}</th>' for k in rows[0])
     return f'<table><tr>{head}</tr>' + ''.join('<tr>' + ''.join(f'<td>{cell(v)}</td>' for v in r.values()) + '</tr>' for r in rows) + '</table>'
 
-STYLE = ('body{font:15px/1.45 system-ui,sans-serif;max-width:1080px;margin:2em auto;padding:0 1em;color:#222}img{max-width:100%}table{border-collapse:collapse;margin:.6em 0}'
+STYLE = ('body{font:15px/1.45 system-ui,sans-serif;max-width:1080px;margin:2em auto;padding:0 1em;color:#222}img{max-width:100%}'
+         'table{border-collapse:collapse;margin:.6em 0}'
          'td,th{border-bottom:1px solid #ddd;padding:.2em .8em;text-align:left}.flag{background:#fff3cd;padding:.3em .7em;margin:.2em 0}.ok{color:#2a7d46}')
 
 def qc_page(
