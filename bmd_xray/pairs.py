@@ -19,6 +19,7 @@ from .core import InputError, atomic_path, cache_path, code_hash, content_hash, 
 from .drr import render_drr
 from .femur import bounding_box, region_mask
 from .physics import load_world
+from .volume import warn_input
 
 # %% ../nbs/40_pairs.ipynb #c005
 def proximal_femur_density(
@@ -143,17 +144,27 @@ def form_images(
                 **{k: c[k] for k in ('sex', 'age', 'height_cm', 'weight_kg', 'bmi')}, kl=c[f'kl_{side}']))
     return PairSet(np.stack(xrays)[:, None], np.stack(drrs)[:, None].astype(np.float32), pd.DataFrame(rows))
 
+def _views_or_why(job):
+    try: return load_views(job)
+    except InputError as e: return str(e)
+
 def load_pairs(
     patients,                      # Patients, or a Cohort
     size:tuple[int, int]=(128, 64), # rows, cols of a picture
     spacing_mm:float=2.,           # voxel size, mm
     occasions=('pre', 'post'),     # which examinations
     workers:int|None=None,         # processes; None takes every core
-    world:dict|None=None           # X-ray world; None is the committed one
+    world:dict|None=None,          # X-ray world; None is the committed one
+    skip:bool=False                # leave a patient out who cannot be done, with a warning that says why; else that is an error
 ) -> PairSet:
     "X-ray and DRR pairs of many patients, in their order, from the cache where they are there."
     world = load_world() if world is None else world
-    views = map_patients(load_views, [(p, tuple(size), float(spacing_mm), tuple(occasions)) for p in patients], workers=workers, desc='patients')
+    jobs = [(p, tuple(size), float(spacing_mm), tuple(occasions)) for p in patients]
+    views = map_patients(_views_or_why if skip else load_views, jobs, workers=workers, desc='patients')
+    for p, why in zip(patients, views):
+        if isinstance(why, str): warn_input(p.id, f'left out: {why}')
+    patients, views = [p for p, v in zip(patients, views) if not isinstance(v, str)], [v for v in views if not isinstance(v, str)]
+    if not views: raise InputError('pairs', got='no patient who could be done', expected='at least one', remedy='see the warnings')
     parts = [form_images(arrays, record, world, p.seed) for p, (arrays, record) in zip(patients, views)]
     return PairSet(*(np.concatenate([getattr(p, k) for p in parts]) for k in ('xray', 'drr')), pd.concat([p.table for p in parts], ignore_index=True))
 
