@@ -30,7 +30,7 @@ def test_pairs_from_ct_and_xrays_alone(raw, tmp_path):
     pairs = read_pairs(tmp_path/"pairs")
     assert sorted(pairs.table.side) == ["left", "right"]
     record = json.loads(next((tmp_path/"pairs").glob("*/record.json")).read_text())
-    assert record["chain"]["scans"]["pre"]["calibration"]["method"] == "phantomless" and record["chain"]["scans"]["pre"]["segmentation"]["source"] == "network"
+    assert record["chain"]["scans"]["pre"]["calibration"]["method"] == "given" and record["chain"]["scans"]["pre"]["segmentation"]["source"] == "network"
     assert next((tmp_path/"pairs").glob("*/qc.html")).stat().st_size > 50_000
     exposure, size = centred(patient.exposures()[0]), (128, 64)
     ct = patient.ct("pre", 2., whole=True)
@@ -51,7 +51,7 @@ def test_what_the_manifest_states_is_not_measured(raw):
 
 def test_a_ct_without_labels_is_segmented(raw, tmp_path):
     folder, patient = raw
-    ct = next((folder/"ct").iterdir())
+    ct = next((folder/"ct").glob("*_pre.nii.gz"))
     assert main(["measure", str(ct), "--out", str(tmp_path/"out"), "--calibration", str(folder/"calibration.json")]) == 0
     report = json.loads((tmp_path/"out/measure.json").read_text())
     assert min(report["expected_dice"][f"femur_{s}"] for s in ("left", "right")) > .9
@@ -71,7 +71,7 @@ def test_what_was_kept_is_read_and_not_measured():
     scan = measured.ct("pre")
     for side in ("left", "right"):
         centre = scan.landmarks[side].head_centre
-        assert np.linalg.norm(centre - patient.femur_landmarks(patient.ct_angles("pre"), side).head_centre) < 2
+        assert np.linalg.norm(centre - patient.femur_landmarks(patient.ct_angles("pre"), side).head_centre) < 4
         assert scan.labels.mask(f"femur_{side}")[tuple(np.rint(scan.hu.to_index(centre)).astype(int)[::-1])]
         there = [apply(m, centre) for m in (measured.bone_motion(exposure, f"femur_{side}"), patient.bone_motion(exposure, f"femur_{side}"))]
         assert np.linalg.norm(there[0] - there[1]) < 5
