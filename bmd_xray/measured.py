@@ -26,8 +26,8 @@ from .segmentation import WEIGHTS, segment
 from .volume import Volume
 
 # %% ../nbs/37_measured.ipynb #c005
-CHAIN_CODE = ('volume', 'geometry', 'drr', 'calibration', 'femur', 'physics', 'ct', 'hardening', 'xray', 'cohort', 'segmentation', 'registration', 'phantom',
-              'landmarks', 'chain', 'measured')
+CHAIN_CODE = ('volume', 'geometry', 'drr', 'calibration', 'femur', 'hardening', 'person', 'physics', 'ct', 'shapes', 'bones', 'voxels', 'anatomy', 'xray',
+              'cohort', 'radiograph', 'folder', 'femur_shape', 'segmentation', 'registration', 'phantom', 'landmarks', 'chain', 'measured')
 CHAIN_MM = 2.        # voxel of a sampled patient's CT file; a real CT has its own
 FILM_SIZE = 256, 128 # rows and columns of a hip's picture for registration: 1.25 mm in the plane of the hips
 
@@ -67,6 +67,8 @@ class Measured:
 
     def __post_init__(self):
         if strange := set(self.truth) - set(STAGES): raise InputError('truth', got=sorted(strange), expected=f'of {", ".join(STAGES)}')
+        if self.truth and self.kept is not None:
+            raise InputError('truth', got=f'{", ".join(self.truth)} and kept measurements', expected='one of them', remedy='what was kept was all measured')
         if self.truth and not self.patient.synthetic: raise InputError('truth', got=f'for {self.patient.id}', expected='none: only a sampled patient has it')
 
     def __getattr__(self, name):  # covariates, exposures, pictures, ...
@@ -100,18 +102,19 @@ class Measured:
         "The pose of every native bone on one X-ray, as it was found."
         return _registered(self.patient, exposure, self.truth, self.samples)
 
-    def _stated(self, exposure): # a folder's motion file stands for registration
-        return not self.patient.synthetic and exposure.key in self.patient.stated_motions
+    def registers(self, exposure:Exposure) -> bool:
+        "Whether poses come from registration, and not from the truth or a folder's own motion file."
+        return 'registration' not in self.truth and (self.patient.synthetic or exposure.key not in self.patient.stated_motions)
 
     def bone_motion(self, exposure:Exposure, bone:str) -> np.ndarray: # (4, 4), the CT's LPS mm -> the X-ray's room
         "The registered pose of a bone, good or not: see `usable`."
-        if 'registration' in self.truth or self._stated(exposure): return self.patient.bone_motion(exposure, bone)
+        if not self.registers(exposure): return self.patient.bone_motion(exposure, bone)
         if self._is_kept(exposure.when): return self.kept.pose(exposure, bone)[0]
         return self._found(exposure, bone).pose
 
     def usable(self, exposure:Exposure, bone:str) -> bool:
         "Whether the registration of a bone passed its quality control."
-        if 'registration' in self.truth or self._stated(exposure): return True
+        if not self.registers(exposure): return True
         if self._is_kept(exposure.when): return self.kept.has(exposure, bone) and self.kept.pose(exposure, bone)[1]
         found = self.registration(exposure)
         return bone in found and not found[bone].failed
@@ -128,7 +131,7 @@ class Measured:
         "What every stage said of itself."
         scans = {w: self.examine(w) for w in self.patient.occasions if w in occasions}
         poses = {e.key: {b: dict(score=r.score, failure=r.failure) for b, r in self.registration(e).items()}
-                 for e in self.patient.exposures() if e.when in scans and not ('registration' in self.truth or self._stated(e))}
+                 for e in self.patient.exposures() if e.when in scans and self.registers(e)}
         return dict(scans={w: s.report | dict(flags=list(s.flags), refused=s.refused) for w, s in scans.items()}, registration=poses)
 
     def dxa(self, ct:CTScan, side:str) -> float|None: # g/cm2
@@ -147,7 +150,7 @@ def patient_page(
     scans = {w: measured.examine(w) for w in measured.occasions if w in occasions}
     bones = {w: bones_of(s.scan.hu, s.scan.labels) for w, s in scans.items()}
     shots = [dict(key=e.key, film=measured.film(e, FILM_SIZE, CHAIN_MM), geometry=e.geometry(FILM_SIZE), bones=bones[e.when], found=measured.registration(e))
-             for e in measured.exposures() if e.when in scans]
+             for e in measured.exposures() if e.when in scans and measured.registers(e)]
     return qc_page(measured.id, scans, shots)
 
 # %% ../nbs/37_measured.ipynb #c008
