@@ -6,7 +6,6 @@
 __all__ = ['LADDER', 'Coding', 'to_levels', 'write_picture', 'read_picture', 'compress']
 
 # %% ../nbs/66_compression.ipynb #c002
-from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
 
