@@ -25,7 +25,7 @@ setup(
     include_package_data=True,
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),
-    extras_require={name: cfg[f"{name}_requirements"].split() for name in ("dev", "docs", "physics", "bench")},
+    extras_require={name: cfg[f"{name}_requirements"].split() for name in ("dev", "docs", "physics", "bench", "gpu")},
     entry_points={"console_scripts": cfg["console_scripts"].split()},
     zip_safe=False,
 )

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['XRAY_MAX', 'XRAY_CENTRE', 'XRAY_SPREAD', 'normalise_xray', 'Scaling', 'fit_scaling', 'Variation', 'Augment', 'vary',
-           'PairedData', 'Stream', 'InOrder']
+           'PairedData', 'Batches', 'network_input', 'Stream']
 
 # %% ../nbs/55_batches.ipynb #c002
 from dataclasses import dataclass, replace
@@ -66,6 +66,7 @@ class Variation:
     area:np.ndarray       # (B,), area of an output pixel over that of an input pixel
     brightness:np.ndarray # (B,), factor
     contrast:np.ndarray   # (B,), factor about mid grey
+    def of(self, which): return Variation(*(getattr(self, k)[which] for k in ('matrix', 'area', 'brightness', 'contrast')))
 
 @dataclass(frozen=True)
 class Augment:
@@ -77,6 +78,7 @@ class Augment:
     brightness:float = .5 # 1 - brightness to 1 + brightness, X-ray only
     contrast:float = .5   # the same, about mid grey
     flip:float = 0.       # probability of a left-right flip
+    upside_down:float = 0. # probability of a flip of top and bottom
 
     def scaled(self,
         geometry:float,          # factor of rotation, shear, shift, zoom
@@ -98,23 +100,24 @@ class Augment:
         zoom, mirror = 1 + self.zoom*u[:, 2], np.where(rng.random(n) < self.flip, -1., 1.)
         c, s = np.cos(turn), np.sin(turn)
         linear = np.stack([np.stack([mirror*c, mirror*(c*shear - s)], 1), np.stack([s, s*shear + c], 1)], 1)/zoom[:, None, None]
+        if self.upside_down: linear[:, 1] *= np.where(rng.random(n) < self.upside_down, -1., 1.)[:, None]
         shift = self.shift*u[:, 3:5]*np.array(size[::-1])
         return Variation(np.concatenate([linear, shift[..., None]], 2), 1/zoom**2, 1 + self.brightness*u[:, 5], 1 + self.contrast*u[:, 6])
 
 def vary(
     variation:Variation,
-    xray:Tensor, # (B, 1, H, W), 0 to 4095
-    drr:Tensor,  # (B, C, H, W), physical units
+    xray:Tensor, # (B, X, H, W), 0 to 4095; one radiograph, or several regions of it
+    drr:Tensor,  # (B, C, H, W), physical units; C may be 0
 ) -> tuple[Tensor, Tensor]: # the same, varied, float32
     "Move both pictures by one resampling; change the radiograph's brightness and contrast."
-    B, _, H, W = xray.shape
+    B, X, H, W = xray.shape
     # pixels about the centre -> grid_sample's -1 ... 1
     m = variation.matrix*np.array([[1, H/W, 2/W], [W/H, 1, 2/H]])
     grid = F.affine_grid(torch.as_tensor(m, dtype=torch.float32, device=xray.device), (B, 1, H, W), align_corners=False)
     moved = F.grid_sample(torch.cat([xray.float()/XRAY_MAX, drr.float()], 1), grid, align_corners=False)
     factor = lambda f: torch.as_tensor(f, dtype=torch.float32, device=xray.device)[:, None, None, None]
-    toned = ((moved[:, :1]*factor(variation.brightness) - .5)*factor(variation.contrast) + .5).clamp(0, 1)*XRAY_MAX
-    return toned, moved[:, 1:]
+    toned = ((moved[:, :X]*factor(variation.brightness) - .5)*factor(variation.contrast) + .5).clamp(0, 1)*XRAY_MAX
+    return toned, moved[:, X:]
 
 # %% ../nbs/55_batches.ipynb #c019
 @dataclass(frozen=True, eq=False)
@@ -148,38 +151,49 @@ class PairedData:
         return PairedData(self.xray[which], self.drr[which], np.asarray(self.patient)[which])
 
 # %% ../nbs/55_batches.ipynb #c022
-class Stream:
-    "Training batches number `start` to `stop` - 1, as a network sees them; a loader for a fastai `Learner`."
+class Batches:
+    "Batches number `start` to `stop` - 1 of an endless shuffled order; a loader for a fastai `Learner`. What a batch holds, `get` says."
     def __init__(self,
-        data:PairedData,
-        scaling:Scaling,
+        data,                   # with `xray` (N, X, H, W), 0 to 4095, and `size`
         batch:int=16,           # pictures a step
         augment:Augment|None=None, # None: as they are
         seed:int=0,
-        device='cpu'
+        device='cpu',
+        in_order:bool=False     # every picture once, in order: for validation
     ):
-        self.dataset, self.scaling, self.batch, self.augment, self.seed = data, scaling, batch, augment, seed
-        self.start, self.stop = 0, 0
-        # 12 bits fit int16, which torch can index; 2 bytes a pixel as they came
-        self.xray, self.drr = torch.as_tensor(data.xray.astype(np.int16) if data.xray.dtype == np.uint16 else data.xray), torch.as_tensor(data.drr)
+        self.dataset, self.batch, self.augment, self.seed, self.in_order, self.share = data, batch, augment, seed, in_order, (0, 1)
+        self.start, self.stop = 0, -(-len(data)//batch) if in_order else 0
         self.order = lru_cache(4)(lambda turn: rng_for('order', turn, seed=seed).permutation(len(data)))
+        # 12 bits fit int16, which torch can index; 2 bytes a pixel as they came
+        self.tensors = dict(xray=torch.as_tensor(data.xray.astype(np.int16) if data.xray.dtype == np.uint16 else data.xray))
         self.to(device)
 
     def to(self, device):
-        self.device, self.xray, self.drr = torch.device(device), self.xray.to(device), self.drr.to(device)
+        self.device = torch.device(device)
+        self.tensors = {k: v.to(device) for k, v in self.tensors.items()}
+        return self
+
+    def shared(self,
+        rank:int, # this process
+        world:int # of so many
+    ):
+        "The part of each batch that one of several processes takes; together they take the whole."
+        if self.batch % world: raise InputError('batch', got=self.batch, expected=f'a multiple of {world} processes')
+        self.share = rank, world
         return self
 
     def indices(self, step:int) -> np.ndarray: # (batch,)
         "Which pictures step `step` takes."
         place = np.arange(step*self.batch, (step + 1)*self.batch)
+        if self.in_order: return place[place < len(self.dataset)]
         return np.array([self.order(p//len(self.dataset))[p % len(self.dataset)] for p in place])
 
-    def at(self, step:int) -> tuple[Tensor, Tensor]: # (B, 1, H, W), (B, C, H, W), in the network's ranges
+    def at(self, step:int) -> tuple[Tensor, Tensor]: # what `get` gives
         "The batch of step `step`."
-        i = torch.as_tensor(self.indices(step), device=self.device)
-        xray, drr = self.xray[i], self.drr[i]
-        if self.augment is not None: xray, drr = vary(self.augment.draw(rng_for('augment', step, seed=self.seed), len(i), self.dataset.size), xray, drr)
-        return normalise_xray(xray).contiguous(memory_format=torch.channels_last), self.scaling.to_network(drr.float())
+        i, (rank, world) = self.indices(step), self.share
+        drawn = self.augment.draw(rng_for('augment', step, seed=self.seed), len(i), self.dataset.size) if self.augment is not None else None
+        mine = slice(rank, None, world)
+        return self.get(torch.as_tensor(i[mine], device=self.device), drawn and drawn.of(mine))
 
     def span(self, start:int, stop:int):
         "The same stream, from step `start` up to `stop`."
@@ -188,10 +202,18 @@ class Stream:
     def __len__(self) -> int: return self.stop - self.start
     def __iter__(self): return (self.at(k) for k in range(self.start, self.stop))
 
-class InOrder(Stream):
-    "Every pair once, as it is, in order; a loader for validation."
-    def __len__(self) -> int: return -(-len(self.dataset)//self.batch)
-    def indices(self, step:int) -> np.ndarray: # (up to batch,)
-        "Which pictures batch `step` takes."
-        return np.arange(step*self.batch, min((step + 1)*self.batch, len(self.dataset)))
-    def __iter__(self): return (self.at(k) for k in range(len(self)))
+def network_input(xray:Tensor) -> Tensor:
+    "Radiographs as networks take them, laid out as convolutions like them."
+    return normalise_xray(xray).contiguous(memory_format=torch.channels_last)
+
+class Stream(Batches):
+    "Batches of radiographs and DRRs as a network sees them."
+    def __init__(self, data:PairedData, scaling:Scaling, *args, device='cpu', **kwargs):
+        super().__init__(data, *args, **kwargs)
+        self.scaling = scaling
+        self.tensors['drr'] = torch.as_tensor(data.drr)
+        self.to(device)
+    def get(self, i:Tensor, variation:Variation|None) -> tuple[Tensor, Tensor]: # (B, 1, H, W), (B, C, H, W), in the network's ranges
+        xray, drr = self.tensors['xray'][i], self.tensors['drr'][i]
+        if variation is not None: xray, drr = vary(variation, xray, drr)
+        return network_input(xray), self.scaling.to_network(drr.float())

@@ -142,7 +142,7 @@ class GanLoss:
         if mode not in GAN_MODES: raise InputError('GAN loss', got=mode, expected=' or '.join(GAN_MODES))
         self.weights, self.terms = {k: float(w) for k, w in weights.items() if w}, {}
         if not self.weights: raise InputError('loss weights', got=dict(weights), expected='at least one that is not zero')
-        self.discriminator, self.mode, self.xray = discriminator, mode, None
+        self.discriminator, self.mode, self.xray, self.judged = discriminator, mode, None, True
 
     def see(self,
         xray:Tensor # (B, 1, H, W), normalised: the radiographs that the next predictions come from
@@ -159,10 +159,10 @@ class GanLoss:
         pred:Tensor,  # (B, C, H, W), scaled
         target:Tensor # (B, C, H, W), scaled
     ) -> Tensor: # scalar, for the generator
-        "The generator's loss."
+        "The generator's loss; without its adversarial terms where `judged` is off, as in validation."
         _check(pred, target)
         values = {k: LOSSES[k](pred, target) for k in self.weights if k in LOSSES}
-        if self.weights.keys() & {'gan', 'fm'}:
+        if self.judged and self.weights.keys() & {'gan', 'fm'}:
             x = self._condition(pred)
             with held(self.discriminator):
                 fake = self.discriminator(x, pred)
@@ -170,8 +170,8 @@ class GanLoss:
                 if 'fm' in self.weights:
                     with torch.no_grad(): real = self.discriminator(x, target)
                     values['fm'] = feature_matching_loss(fake, real)
-        self.terms = {k: values[k].detach() for k in self.weights}
-        return sum(w*values[k] for k, w in self.weights.items())
+        self.terms = {k: values[k].detach() for k in self.weights if k in values}
+        return sum((w*values[k] for k, w in self.weights.items() if k in values), start=pred.new_zeros(()))
 
     def judge(self,
         pred:Tensor,  # (B, C, H, W), scaled; no gradient goes back to it
