@@ -217,10 +217,10 @@ class RegressionLoss:
     ):
         self.sample, self.weights, self.terms = sample, dict(wl1=1.), {}
     def __call__(self,
-        pred:Tensor,  # (B,), unit of the targets
-        target:Tensor # (B,)
+        pred:Tensor,  # (B,) or, without weights, (B, T); unit of the targets
+        target:Tensor # the same shape
     ) -> Tensor: # scalar
-        if pred.shape != target.shape or pred.ndim != 1:
+        if pred.shape != target.shape or pred.ndim not in ((1,) if self.sample else (1, 2)):
             raise InputError('predicted and true BMD', got=f'{tuple(pred.shape)} and {tuple(target.shape)}', expected='one shape (B,)')
         error = (pred.float() - target.float()).abs()
         loss = (error*self.sample(target)).mean() if self.sample else error.mean()
