@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['BONES', 'SOFT_HU', 'EDGE_HU', 'EXCESS_PER_HU', 'NEIGHBOURHOOD_MM', 'TOE', 'NEAR_MM', 'STEP', 'QUALITY', 'LEVELS',
-           'FINE_MM', 'RIVAL', 'SAME_MM', 'SIGMAS', 'SHIFTS_MM', 'TILTS_DEG', 'TURNS_DEG', 'FAR_MM', 'CONTACT_MM',
-           'bone_mask', 'bone_volume', 'Bone', 'isocentre_pixel', 'unsaturated', 'TRE', 'mtre', 'refine_torch',
-           'failure_probability', 'Registration', 'register', 'hip_centres', 'initial_poses', 'bones_of',
-           'register_patient', 'plot_overlay']
+           'FINE_MM', 'RIVAL', 'SAME_MM', 'SIGMAS', 'UNSEEN', 'SHIFTS_MM', 'TILTS_DEG', 'TURNS_DEG', 'FAR_MM',
+           'CONTACT_MM', 'bone_mask', 'bone_volume', 'Bone', 'isocentre_pixel', 'unsaturated', 'TRE', 'mtre',
+           'refine_torch', 'failure_probability', 'Registration', 'register', 'hip_centres', 'initial_poses',
+           'bones_of', 'register_patient', 'plot_overlay']
 
 # %% ../nbs/31_registration.ipynb #c002
 import itertools
@@ -423,10 +423,21 @@ FINE_MM = 1.25                           # pixel of the last steps
 RIVAL = .05                              # a search whose correlation is this much worse than the best after a level is given up
 SAME_MM = 3.                             # and one that ended this near to a better one
 SIGMAS = (8., 12., 8., 6., 6., 6.)       # first spread, mm and degrees: what a coarse start leaves
+UNSEEN = np.array([.35, 2., .35, .7, .35, .7]) # shares of it that a search of the first view alone leaves: depth, and turns out of the picture
 
 def _apart(bone, one, other) -> float: # mm
     "How far apart two poses are, mean over the bone."
     return float(np.linalg.norm(apply(one, bone.points) - apply(other, bone.points), axis=1).mean())
+
+def _rivals(bone, searched) -> list: # of (correlation, pose, start, kind of search)
+    "Of each kind of search, the ends that are near the best one's correlation and not near a better one's place."
+    out = []
+    for kind in (False, True):
+        ended = []
+        for e in sorted((e for e in searched if e[3] == kind), key=lambda e: -e[0]):
+            if (not ended or e[0] > ended[0][0] - RIVAL) and all(_apart(bone, e[1], o[1]) > SAME_MM for o in ended): ended.append(e)
+        out += ended
+    return out
 
 def register(
     bone,                 # a `Bone`, or a Volume from `bone_volume`
@@ -438,25 +449,26 @@ def register(
     population:int=24,
     iterations:tuple=(30, 12), # of CMA-ES, a level
     refinements:int=12,   # Gauss-Newton steps at most, on pixels of 2 FINE_MM and again on FINE_MM
-    behind=()             # [(Bone, pose)]: bones already found, which overlap this one in the picture
+    behind=(),            # [(Bone, pose)]: bones already found, which overlap this one in the picture
+    alone:bool|None=None  # several views: begin with the first one alone as well, and keep the better end; None: for a femur, which has a double at its side
 ) -> Registration:
     "Find a bone in radiographs, near a start."
     if not len(views): raise InputError('views', 'none', 'at least a frontal film with its geometry')
     begun, bone = perf_counter(), bone if isinstance(bone, Bone) else Bone(bone)
     starts, evaluations = [check_pose(s) for s in (start if np.ndim(start) == 3 else [start])], 0
-    ended = [(0., s, s) for s in starts]  # correlation, pose, start
+    alone = len(views) > 1 and (name != 'pelvis' if alone is None else alone)
+    ended = [(0., s, s, first) for first in (False, True)[:1 + alone] for s in starts]  # correlation, pose, start, whether the first view is searched first
     for k, ((pixel, voxel, share), n) in enumerate(zip(LEVELS, iterations)):
         targets, searched = [_target(film, geometry, pixel, behind, voxel) for film, geometry in views], []
-        for i, (_, pose, begin) in enumerate(ended):
+        for i, (_, pose, begin, first) in enumerate(ended):
             seed = int(rng_for(key, 'registration', name, i, k).integers(1, 2**31))
-            pose, score, used = _search(bone, pose, targets, voxel, np.multiply(sigmas, share), population, n, seed)
-            searched.append((score, pose, begin))
+            seen, spread, n = (targets[:1], share, n) if first and not k else (targets, UNSEEN, iterations[0]) if first else (targets, share, iterations[k])
+            pose, score, used = _search(bone, pose, seen, voxel, np.multiply(sigmas, spread), population, n, seed)
+            searched.append((score, pose, begin, first and not k))
             evaluations += used
-        best, ended = max(e[0] for e in searched), []
-        for e in sorted(searched, key=lambda e: -e[0]):
-            if e[0] > best - RIVAL and all(_apart(bone, e[1], o[1]) > SAME_MM for o in ended): ended.append(e)
+        ended = _rivals(bone, searched)
     targets, refined = [_target(film, geometry, 2*FINE_MM, behind) for film, geometry in views], []
-    for _, pose, begin in ended:
+    for _, pose, begin, _ in ended:
         pose, score, used = _refine(bone, pose, targets, 0., refinements)
         refined.append((score, pose, begin))
         evaluations += used
