@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['MSKDEX', 'CONVENTIONAL', 'BONE_L1', 'SmallTranslator', 'make_translator', 'CycleGenerators', 'kinds_of',
-           'reconstruction_loss', 'chain_loss', 'bone_loss', 'UnpairedLoss', 'UnpairedConfig', 'PooledAdversary',
-           'Decomposer', 'train_unpaired', 'predict_objects', 'read_amounts', 'amounts_table', 'save_decomposer',
-           'load_decomposer']
+           'reconstruction_loss', 'chain_loss', 'bone_loss', 'UnpairedLoss', 'UnpairedConfig', 'even_restarts',
+           'EvenRestarts', 'PooledAdversary', 'Decomposer', 'train_unpaired', 'predict_objects', 'read_amounts',
+           'amounts_table', 'save_decomposer', 'load_decomposer']
 
 # %% ../nbs/62_unpaired.ipynb #c002
 from collections.abc import Mapping
@@ -16,6 +16,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from fastai.callback.core import Callback
+from fastai.callback.schedule import SchedCos
 from torch import Tensor, nn
 
 from .anatomy import MUSCLES
@@ -144,9 +146,8 @@ class UnpairedConfig(Recipe):
     lr:float = 1e-4
     wd:float = 1e-4
     schedule:str = 'sgdr'
-    restart:int = 200            # passes over the data
-    restart_factor:int = 1
-    lr_min:float = 1e-6
+    restart:int = 200            # passes over the data of every cycle of SGDR
+    lr_min:float = 1e-6          # at a cycle's end
     augment:Augment|None = field(default_factory=lambda: Augment(flip=.5).scaled(.5))
     weights:Mapping[str, float] = field(default_factory=lambda: dict(MSKDEX))
     arch:str = 'hrnet_w32'       # of both generators
@@ -155,6 +156,23 @@ class UnpairedConfig(Recipe):
     judge_lr:float|None = None   # highest learning rate of the discriminators; None: the generators'
     pool:int = 50                # earlier pictures
     mode:str = 'lsgan'
+
+def even_restarts(
+    step:int,
+    config:UnpairedConfig,
+    n:int # training X-rays
+) -> float:
+    "Learning rate of SGDR whose cycles are all of one length, down to `lr_min` (S-Table 2; Loshchilov 2017)."
+    return SchedCos(config.lr, config.lr_min)(step*config.batch/n/config.restart % 1)
+
+class EvenRestarts(Callback):
+    "Sets the rate of `even_restarts` where the plan asks for SGDR."
+    order = -4 # after the clock, whose cycles double
+    def __init__(self, config:UnpairedConfig, n:int): self.config, self.n = config, n
+    def before_batch(self):
+        if not self.training or self.config.schedule != 'sgdr': return
+        self.clock.rate = even_restarts(self.clock.step, self.config, self.n)
+        self.opt.set_hypers(lr=self.clock.rate)
 
 class PooledAdversary(Adversary):
     "Discriminators with their pools in the checkpoint."
@@ -212,12 +230,12 @@ def train_unpaired(
         loss = UnpairedLoss(judges, config.weights, config.mode, config.pool, config.seed)
         key = content_hash(asdict(config), data.hash, valid.hash if valid is not None else '', asdict(scaling),
                            *([{k: v.cpu().numpy() for k, v in init.model.state_dict().items()}] if init else []))
-        history = run(nets, config, train, loss, valid=watched, watch=_watch, cbs=[PooledAdversary(judges, config, config.judge_lr)], checkpoint=checkpoint,
-                      checkpoint_every=checkpoint_every, key=key, progress=progress, label=label)
+        history = run(nets, config, train, loss, valid=watched, watch=_watch, cbs=[EvenRestarts(config, len(data)), PooledAdversary(judges, config, config.judge_lr)],
+                      checkpoint=checkpoint, checkpoint_every=checkpoint_every, key=key, progress=progress, label=label)
     gains = np.array([np.nanmean(g) if np.isfinite(g).any() else 1. for g in data.gains.T])
     return Decomposer(nets.eval(), scaling, tuple(map(float, gains)), config, history)
 
-# %% ../nbs/62_unpaired.ipynb #c018
+# %% ../nbs/62_unpaired.ipynb #c020
 def predict_objects(
     trained:Decomposer,
     xrays:np.ndarray, # (N, 1, H, W), 0 to 4095
