@@ -161,6 +161,8 @@ def test_network_inserts(plain):
         assert rods.source == 'network' and rods.network_mm < .5
     four = mask & ~near(ct, centres[0], 12) # the rod without HA is hard to see
     assert find_rods(ct, four).network_mm < .5
+    thick = mask | near(ct, centres[0] + [3, 0, 0], 9) # one rod drawn too wide on one side: nearer than the network's voxel
+    assert 1 < find_rods(ct, thick).network_mm < 2
     with pytest.raises(InputError, match='mm apart'): find_rods(ct, mask & ~near(ct, centres[3] - [5, 0, 0], 7))
     with pytest.raises(InputError, match='no row of rods'): find_rods(scene(phantom=False)[0], mask)
     with pytest.raises(InputError, match='away from'): find_rods(ct, mask | near(ct, (0, 0), 9))
