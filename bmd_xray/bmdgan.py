@@ -10,9 +10,10 @@ __all__ = ['ARMS', 'REPORTED', 'TARGETS', 'NOMINAL', 'CODE', 'Study', 'Plan', 'd
 
 # %% ../nbs/65_bmdgan.ipynb #c002
 import io
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 import pandas as pd
@@ -24,14 +25,14 @@ from .bmd import LinearFit, drr_to_bmd, fit_bmd, tune_threshold
 from .bone_pairs import load_bone_pairs
 from .calibration import Calibration
 from .cohort import CTScan, sample_cohort
-from .core import InputError, atomic_path, cache_path, code_hash, content_hash, data_path, map_patients
+from .core import InputError, atomic_path, cache_path, code_hash, content_hash, data_path, map_patients, rng_for
 from .decomposition import TrainConfig, Trained, load_model, predict_drr, save_model, train_decomposition
 from .losses import GAN_WEIGHTS
 from .models.regressors import BmdRegressor, RoiRegressor, crop_boxes, roi_boxes
 from .pairs import VIEW_CODE, VIEW_DATA, PairSet, audit_leakage, load_pairs, patient_folds, pf_drr, proximal_femur_density, split_hips
 from .physics import load_world
 from .regression import RegressionConfig, RegressionData, Regressor, load_regressor, predict_bmd, save_regressor, train_regression
-from .training import reproducible, seed_weights
+from .training import Diary, reproducible, seed_weights
 
 # %% ../nbs/65_bmdgan.ipynb #c005
 ARMS = ('decomposition', 'regression_frozen', 'regression_tuned', 'conventional', 'conventional_auto')
@@ -67,6 +68,7 @@ class Plan:
     options:Mapping = field(default_factory=dict) # its own settings
     hierarchical:bool = True       # stage two begins from stage one; else from nothing, with the steps of both
     positions:tuple|None = None    # of the training X-rays in stages two and three; None: all of the study's
+    train_patients:int = 0         # of a fold's training patients, so many are taken; 0: all
     stage_one_steps:int = 1000
     stage_two_steps:int = 500
     frozen_steps:int = 500
@@ -89,6 +91,7 @@ class Plan:
     geometry_augment:float = 1.    # the paper's variations of place, times this
     photometry_augment:float = 1.  # and of brightness and contrast
     regression_augment:float = 1.  # both, in stage three and the conventional regression, times this again
+    flips:float = 0.               # probability of a left-right flip, and of an upside-down one; the paper has both
     ema:float = 0.                 # decay of the running mean of the weights; 0: none
     precision:str = 'float32'      # or 'bfloat16'
     compile:bool = False           # torch.compile
@@ -164,34 +167,43 @@ def fold_of(
     return patient_folds(pairs.table.patient, study.folds, seed=study.seed)
 
 @lru_cache(64)
-def _audited(study:Study, fold:int, positions) -> tuple[np.ndarray, np.ndarray]:
+def _audited(study:Study, fold:int, positions, few:int) -> tuple[np.ndarray, np.ndarray]:
     pairs = dataset_b(study)
     of, seen = fold_of(study, pairs), pairs.table.position.isin(positions).to_numpy()
     if not seen.any(): raise InputError('training positions', got=positions, expected=f'some of {study.positions}')
     train, test = np.flatnonzero((of != fold) & seen), np.flatnonzero(of == fold)
+    if few:
+        patients = pairs.table.patient.iloc[train]
+        if few > patients.nunique(): raise InputError('training patients', got=few, expected=f'{patients.nunique()} or fewer')
+        taken = rng_for('train patients', fold, seed=study.seed).permutation(np.sort(patients.unique()))[:few]
+        train = train[patients.isin(taken)]
     audit_leakage(pairs.where(train), *([] if study.a_shares_patients else [dataset_a(study)]), test=pairs.where(test))
     return train, test
 
 def split(
     study:Study,
     fold:int,
-    plan:Plan|None=None # its training positions; None: all
+    plan:Plan|None=None # its training positions and number of training patients; None: all
 ) -> tuple[PairSet, PairSet]: # training, test
     "A fold of dataset B. Raises where a test patient is trained on, in stage one too."
-    train, test = _audited(study, fold, plan.positions if plan and plan.positions is not None else study.positions)
+    positions = study.positions if plan is None or plan.positions is None else plan.positions
+    train, test = _audited(study, fold, positions, plan.train_patients if plan else 0)
     return dataset_b(study).where(train), dataset_b(study).where(test)
 
 # %% ../nbs/65_bmdgan.ipynb #c013
 CODE = ('training', 'batches', 'losses', 'decomposition', 'regression', 'models.generators', 'models.backbones', 'models.regressors', 'models.discriminators')
 
 def _kept(kind:str, train:Callable, save:Callable, load:Callable, *decided_by):
-    "What `load` reads from a folder that `train` and `save` fill first where it is not there."
+    "What `load` reads from a folder that `train` and `save` fill first where it is not there; its `folder` holds the diary of the training."
     folder = cache_path('bmdgan', f'{kind}-{content_hash(kind, *decided_by, code_hash(*CODE))}')
     if not (folder/'model.json').exists():
         checkpoint = folder.with_name(f'{folder.name}.run.safetensors')
-        save(train(checkpoint), folder)
+        diary = Diary(folder/'diary', tensorboard=bool(os.environ.get('BMDX_TENSORBOARD')))
+        save(train(checkpoint=checkpoint, label=kind, cbs=[diary]), folder)
         checkpoint.unlink(missing_ok=True)
-    return load(folder)
+    found = load(folder)
+    found.folder = folder
+    return found
 
 def _weights(net:nn.Module) -> str: return content_hash({k: v.cpu().numpy() for k, v in net.state_dict().items()})
 
@@ -210,14 +222,14 @@ def hold_out(
     return pairs.where(of != 0), pairs.where(of == 0)
 
 def _config(plan:Plan, steps:int, lr:float, **change) -> TrainConfig:
-    augment = Augment().scaled(plan.geometry_augment, plan.photometry_augment)
+    augment = Augment(flip=plan.flips, upside_down=plan.flips).scaled(plan.geometry_augment, plan.photometry_augment)
     return TrainConfig(steps=steps, batch=plan.batch, lr=lr, wd=plan.wd, schedule=plan.schedule, augment=augment, loss=dict(plan.loss), arch=plan.arch,
                        options=dict(plan.options), discriminator=dict(plan.discriminator), ema=plan.ema, precision=plan.precision,
                        compile=plan.compile, **change)
 
 def _decompose(kind, pairs, config, device, init=None, take=None) -> Trained:
     train, watched = hold_out(pairs, seed=config.seed)
-    learn = lambda checkpoint: train_decomposition(as_data(train), config, as_data(watched), init, take, checkpoint, device=device, label=kind)
+    learn = partial(train_decomposition, as_data(train), config, as_data(watched), init, take, device=device)
     return _kept(kind, learn, save_model, lambda folder: load_model(folder, device), asdict(config), pairs.hash, init and _weights(init.model))
 
 def stage_one(
@@ -242,16 +254,16 @@ def decomposer(
 
 # %% ../nbs/65_bmdgan.ipynb #c015
 def _regression_config(plan:Plan, steps:int, lr:float, seed:int) -> RegressionConfig:
-    a = plan.regression_augment
+    a, drawn = plan.regression_augment, Augment(flip=plan.flips, upside_down=plan.flips)
     return RegressionConfig(steps=steps, batch=plan.batch, lr=lr, wd=plan.wd, schedule=plan.schedule, weights=plan.sample_weights, ema=plan.ema,
                             precision=plan.precision, compile=plan.compile, seed=seed,
-                            augment=Augment().scaled(a*plan.geometry_augment, a*plan.photometry_augment) if a else None)
+                            augment=drawn.scaled(a*plan.geometry_augment, a*plan.photometry_augment) if a else None)
 
 def _regress(kind, net, pairs, pictures, target, config, device) -> Regressor:
     data = RegressionData(pictures, pairs.table[target].to_numpy(float), pairs.table.patient.to_numpy(str))
     of = patient_folds(data.patient, k=max(2, min(10, len(set(data.patient)))), seed=config.seed)
     start, learning = _weights(net), [p.requires_grad for p in net.parameters()]
-    learn = lambda checkpoint: train_regression(net, data.of(of != 0), config, data.of(of == 0), checkpoint, device=device, label=f'{kind}, {target}')
+    learn = partial(train_regression, net, data.of(of != 0), config, data.of(of == 0), device=device)
     found = _kept(kind, learn, save_regressor, lambda folder: load_regressor(folder, net), asdict(config), data.xray, data.target, start, learning)
     found.model.to(device)
     return found

@@ -129,7 +129,7 @@ def train_decomposition(
                                  remedy='train the same architecture')
             _begin_from(net, init.model.state_dict(), range(data.drr.shape[1]) if take is None else take, len(init.scaling.maximum))
         net.to(device, memory_format=layout)
-        loss, cbs = WeightedLoss(config.loss) if not config.adversarial else None, list(cbs)
+        loss, cbs = None if config.adversarial else WeightedLoss({k: w for k, w in config.loss.items() if w or k not in ('gan', 'fm')}), list(cbs)
         if config.adversarial:
             d = DISCRIMINATOR | dict(config.discriminator)
             judges = MultiScaleDiscriminator(data.drr.shape[1], d['scales'], d['width']).to(device, memory_format=layout)

@@ -204,7 +204,7 @@ def fit_sample_weights(
     inverted:bool=False   # rare values weigh more, against the print
 ) -> SampleWeights:
     "Mean and extreme distances of the training BMDs; `InputError` where all are equally far."
-    y = torch.as_tensor(bmd, dtype=torch.float64)
+    y = torch.tensor([float(v) for v in bmd], dtype=torch.float64)
     d = (y - y.mean()).abs()
     if not d.max() - d.min() > 1e-9*d.max(): # not rounding alone
         raise InputError('training BMD', got=f'{len(y)} values equally far from their mean', expected='different ones', remedy='use no weights')

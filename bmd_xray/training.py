@@ -310,16 +310,15 @@ class Diary(Callback):
     def __init__(self,
         folder:str|Path,
         samples:int=4,               # pictures
-        tensorboard:bool|None=None   # None: where it is installed
+        tensorboard:bool=False       # events for TensorBoard too
     ):
         self.folder, self.samples, self.panel, self.board = Path(folder), samples, None, None
-        if tensorboard is False or processes()[0]: return
+        if not tensorboard or processes()[0]: return
         try: from torch.utils.tensorboard import SummaryWriter
-        except ImportError as e:
-            if tensorboard: raise InputError('tensorboard', got='not installed', expected='the package', remedy='pip install tensorboard') from e
-        else: self.board = SummaryWriter(str(self.folder))
+        except ImportError as e: raise InputError('tensorboard', got='not installed', expected='the package', remedy='pip install tensorboard') from e
+        self.board = SummaryWriter(str(self.folder))
     def after_batch(self):
-        if self.training and self.iter or not self.training and self.iter or self.pred.ndim != 4: return
+        if self.iter or self.pred.ndim != 4: return # the first batch of a validation, else of the steps since the entry before
         rows = [t[:self.samples, 0].detach().float().cpu() for t in (self.xb[0], self.yb[0], self.pred)]
         grey = [255*(t.clamp(lo, hi) - lo)/(hi - lo) for t, (lo, hi) in zip(rows, ((-2, 2), (-1, 1), (-1, 1)))]
         self.panel = torch.cat([torch.cat(list(t), 1) for t in grey]).byte().numpy() # radiographs, truth, predictions
