@@ -230,8 +230,9 @@ def train_unpaired(
         loss = UnpairedLoss(judges, config.weights, config.mode, config.pool, config.seed)
         key = content_hash(asdict(config), data.hash, valid.hash if valid is not None else '', asdict(scaling),
                            *([{k: v.cpu().numpy() for k, v in init.model.state_dict().items()}] if init else []))
-        history = run(nets, config, train, loss, valid=watched, watch=_watch, cbs=[EvenRestarts(config, len(data)), PooledAdversary(judges, config, config.judge_lr)],
-                      checkpoint=checkpoint, checkpoint_every=checkpoint_every, key=key, progress=progress, label=label)
+        cbs = [EvenRestarts(config, len(data)), PooledAdversary(judges, config, config.judge_lr)]
+        history = run(nets, config, train, loss, valid=watched, watch=_watch, cbs=cbs, checkpoint=checkpoint, checkpoint_every=checkpoint_every, key=key,
+                      progress=progress, label=label)
     gains = np.array([np.nanmean(g) if np.isfinite(g).any() else 1. for g in data.gains.T])
     return Decomposer(nets.eval(), scaling, tuple(map(float, gains)), config, history)
 
