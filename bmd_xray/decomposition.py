@@ -21,7 +21,7 @@ from .core import InputError, content_hash
 from .losses import GanLoss, WeightedLoss
 from .models.discriminators import MultiScaleDiscriminator
 from .models.generators import make_generator
-from .training import Adversary, Autocast, Recipe, load_weights, reproducible, run, save_weights, seed_weights
+from .training import Adversary, Autocast, Recipe, load_weights, own_device, reproducible, run, save_weights, seed_weights
 
 # %% ../nbs/61_decomposition.ipynb #c005
 DISCRIMINATOR = dict(width=64, scales=3, lr=None, mode='lsgan') # lr: the generator's when None
@@ -115,7 +115,7 @@ def train_decomposition(
     "Train a network to decompose radiographs, from scratch or from `init`. The same arguments give the same bytes, however often the run was killed."
     if valid is not None and (both := set(map(str, data.patient)) & set(map(str, valid.patient))):
         raise InputError('validation', got=f'{len(both)} of the training patients ({min(both)}, ...)', expected='none', remedy='split by patient')
-    device, init = torch.device(device), load_model(init) if isinstance(init, (str, Path)) else init
+    device, init = own_device(device), load_model(init) if isinstance(init, (str, Path)) else init
     if take is not None and (not init or len(take) != data.drr.shape[1] or not set(take) <= set(range(len(init.scaling.maximum)))):
         raise InputError('take', got=list(take), expected=f"{data.drr.shape[1]} of the DRRs {list(range(len(init.scaling.maximum)) if init else [])} of `init`")
     scaling = init.scaling if init and take is None else fit_scaling(data.drr)

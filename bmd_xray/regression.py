@@ -20,7 +20,7 @@ from .batches import XRAY_MAX, Batches, Variation, network_input, vary
 from .core import InputError, content_hash
 from .losses import RegressionLoss, fit_sample_weights
 from .models.regressors import BmdOutput
-from .training import Recipe, load_weights, reproducible, run, save_weights
+from .training import Recipe, load_weights, own_device, reproducible, run, save_weights
 
 # %% ../nbs/63_regression.ipynb #c005
 @dataclass(frozen=True, eq=False)
@@ -103,7 +103,7 @@ def train_regression(
         raise InputError('sample weights', got=f'{config.weights} for {target.shape[1]} targets', expected='none', remedy="weights='none'")
     key = content_hash(asdict(config), data.xray, target, *((valid.xray, np.asarray(valid.target, float)) if valid is not None else ()),
                        {k: v.cpu().numpy() for k, v in net.state_dict().items()}, [p.requires_grad for p in net.parameters()]) if checkpoint else ''
-    device = torch.device(device)
+    device = own_device(device)
     net = copy.deepcopy(net).to(device, memory_format=torch.channels_last if device.type == 'cuda' else torch.preserve_format)
     for m in net.modules():
         if isinstance(m, BmdOutput): m.fit(target)
