@@ -136,14 +136,17 @@ def drr_signs(
 class Unlikeness:
     "How unlike the training patients' true PF-DRRs a picture's signs, or its features, are."
     def __init__(self,
-        reference # (n, d), table or array, of training pictures
+        reference,       # (n, d), table or array, of training pictures
+        least:float=.01  # SD that a column has at least, its own unit: where all training pictures are alike, a trifle is no sign
     ):
         x = np.asarray(reference, float)
         if x.ndim != 2 or len(x) < 3: raise InputError('reference', got=x.shape, expected='(n, d), n at least 3')
-        self.mean, self.sd = x.mean(0), np.where(x.std(0) > 1e-9*(1 + np.abs(x.mean(0))), x.std(0), 1.)
-        self.covariance = LedoitWolf(assume_centered=True).fit((x - self.mean)/self.sd)
+        self.mean, self.sd = x.mean(0), np.sqrt(x.var(0) + least**2)
+        covariance = LedoitWolf(assume_centered=True).fit((x - self.mean)/self.sd).covariance_
+        self.precision = np.linalg.inv(covariance + np.diag((least/self.sd)**2))
     def __call__(self, signs) -> np.ndarray: # (N,), 0 at the mean
-        return np.sqrt(self.covariance.mahalanobis((np.asarray(signs, float) - self.mean)/self.sd))
+        z = (np.asarray(signs, float) - self.mean)/self.sd
+        return np.sqrt(np.einsum('ni,ij,nj->n', z, self.precision, z))
 
 def fit_doubt(
     signs,       # (N, d), table or array, of patients on whom the network was not trained
