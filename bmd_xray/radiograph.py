@@ -137,7 +137,8 @@ def _read_dicom(path, spacing, voi):
     try: ds = dcmread(path)
     except InvalidDicomError: raise InputError(path, 'a file that is neither DICOM nor PNG, TIFF or JPEG', 'a radiograph', 'check the file') from None
     except Exception as e: raise InputError(path, f'broken DICOM ({_reason(e)})', 'an intact file', 'copy it again') from e
-    if (m := ds.get('Modality')) not in MODALITIES:
+    captured = str(ds.get('SOPClassUID', '')).startswith('1.2.840.10008.5.1.4.1.1.7')  # a secondary capture says what it was, or OT
+    if (m := ds.get('Modality')) not in MODALITIES and not (captured and m == 'OT'):
         raise InputError(path, f'modality {m}', f'a radiograph: {", ".join(MODALITIES)}', 'a CT goes to read_volume')
     if missing := [k for k in NEEDED if k not in ds]: raise InputError(path, f'no {missing[0]}', 'a whole picture', 'copy it again')
     if (n := int(ds.get('NumberOfFrames') or 1)) > 1: raise InputError(path, f'{n} frames', 'one', 'export the frame that you mean')

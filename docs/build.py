@@ -25,7 +25,7 @@ SITE, BUILD = ROOT / "_docs", ROOT / "docs" / "_build"
 MATHJAX = "3.2.2"
 PRESETS = ("gpu", "evidence", "demo", "paper", "smoke")  # the first that was run is shown
 GROUPS = {"0": "Volumes and rays", "1": "CT, calibration, physics", "2": "X-rays and cohorts", "3": "Segmentation and registration", "4": "Pairs",
-          "5": "Models", "6": "Training", "7": "Measures", "8": "Experiments, commands"}
+          "5": "Models", "6": "Training", "7": "Measures", "8": "Experiments, commands", "9": "Making the shipped predictor"}
 
 
 # ---- public names
