@@ -109,7 +109,7 @@ def _kept_pairs(kind:str, make:Callable, *decided_by) -> PairSet:
     if not path.exists():
         pairs = make()
         with atomic_path(path) as tmp: np.savez(tmp, xray=pairs.xray, drr=pairs.drr, table=np.array(pairs.table.to_csv(index=False)))
-    with np.load(path) as z: return PairSet(z['xray'], z['drr'], pd.read_csv(io.StringIO(str(z['table'])), float_precision='round_trip'))
+    with np.load(path) as z: return PairSet(z['xray'], z['drr'], pd.read_csv(io.StringIO(str(z['table']))))
 
 @lru_cache(2)
 def _dataset_a(n:int, dataset:str, size, spacing_mm, workers) -> PairSet:
