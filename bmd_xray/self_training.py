@@ -109,7 +109,7 @@ class SemiLoss:
         c, (bmd, f), (target, known) = self.config, pred, y
         bmd, target = bmd.float()/self.scale, target.float()/self.scale
         views = [bmd] if not self.training else bmd.chunk(c.views)
-        if (got := views[0].shape) != target.shape: raise InputError('predicted and true BMD', got=f'{tuple(got)} and {tuple(target.shape)}', expected='one shape')
+        if (n := len(views[0])) != len(target): raise InputError('predicted and true BMD', got=f'{n} and {len(target)}', expected='as many')
         weight, values, more = known.float()/known.sum().clamp(min=1), {}, {}
         values['mse'] = sum((weight*torch.where(known, v - target, 0)**2).sum() for v in views)/len(views)
         if self.training and (c.triplet or c.consistency):
@@ -269,7 +269,7 @@ def train_semi(
     "Train a network by any of METHODS. The same arguments give the same bytes, however often the run was killed."
     needs = config.method != 'supervised'
     if needs != (unlabelled is not None):
-        raise InputError('unlabelled pictures', got='none' if needs else len(unlabelled), expected=('some' if needs else 'none') + f' for the method {config.method}')
+        raise InputError('unlabelled pictures', got='none' if needs else len(unlabelled), expected=f"{'some' if needs else 'none'} for {config.method!r}")
     for name, other in (('training', data), ('unlabelled', unlabelled)):
         if other is not None and (both := set(map(str, other.patient)) & set(map(str, valid.patient))):
             raise InputError('validation', got=f'{len(both)} of the {name} patients ({min(both)}, ...)', expected='none', remedy='split by patient')
