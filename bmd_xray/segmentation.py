@@ -345,7 +345,7 @@ def report_view(
     expected, sure = expected_dice(view.mean, view.classes[::view.every]) if samples else expected_dice(view.p, view.classes)
     lines = about.get('dice', {}).get('samples' if samples else 'single', {})
     dice = {n: predicted_dice(e, n, lines) for n, e in expected.items()}
-    doubtful = [n for n in STRUCTURES if tissue_of(n) == 'other' and expected.get(n, 0) < BELIEVED] # a scan without phantom or metal, a crumb between sampled slices
+    doubtful = [n for n in STRUCTURES if tissue_of(n) == 'other' and expected.get(n, 0) < BELIEVED] # a scan without any, a crumb between sampled slices
     dice = {n: d for n, d in dice.items() if n not in doubtful}
     margins = [(b, n - e) for (b, e), n in zip(view.box, shape[1:])]
     classes = np.pad(np.where(np.isin(view.classes, [STRUCTURES.index(n) + 1 for n in doubtful]), 0, view.classes), [(0, 0), *margins])
