@@ -183,7 +183,7 @@ def patient_folds(
 
 SAME_CT = 1e-3      # relative: of 60 sampled patients no two hips come closer than .8 % in all six measures; one CT stored twice differs by its rounding
 SAME_PICTURE = .997 # correlation: of those patients' 456 hips, no two patients' reach .995; one film as JPEG, shifted by whole pixels, stays above .9975
-SAME_PERSON = .1    # relative, in every one of those measures: two readings of one CT; two hips abducted alike may reach .998, and are as different inside as people are
+SAME_PERSON = .1    # relative, in every one of those measures: two readings of one CT; two people's hips, abducted alike, may reach .998 as pictures
 _CT_MEASURES = ['abmd', 'neck_abmd', 'vbmd', 'area_cm2', 'bmc_g', 'volume_cm3']
 _REACH = 3, 2       # how far a picture may be shifted, in pixels of a picture of 32 rows
 
