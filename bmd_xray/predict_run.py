@@ -142,7 +142,7 @@ def write_prediction(
         (made/'page.html').write_text(page_html(p, name), encoding='utf-8')
         (made/'maps').mkdir()
         for site in p.sites:
-            for m_name, m in site.maps.items(): write_volume(map_volume(m), made/'maps'/f'{site.name.replace(" ", "_")}_{m_name}.nii.gz')
+            for m_name, m in site.maps.items(): write_volume(made/'maps'/f'{site.name.replace(" ", "_")}_{m_name}.nii.gz', map_volume(m))
         if dicom: write_dicom(p, page, key, made/'dicom', header, name)
         record = dict(key=key, film=out.name, **as_record(p), made={k: v for k, v in provenance().items() if k in ('bmd_xray', 'git_commit', 'time')})
         write_json(made/'prediction.json', record)

