@@ -30,7 +30,7 @@ def test_readme_says_what_it_must():
     named = set(re.findall(r'^make (\w+)', text, re.M)) | set(re.findall(r'`make (\w+)`', text))
     targets = set(re.findall(r'^(\w+):', (ROOT/'Makefile').read_text(), re.M))
     assert named and named <= targets, named - targets
-    commands = set(re.findall(r'bmdx (\w+)', text))
+    commands = set(re.findall(r'bmdx ([\w-]+)', text))
     known = set(importlib.import_module('bmd_xray.cli').COMMANDS)
     assert commands <= known, commands - known
     for link in re.findall(r'\]\(([^)#]+)\)', text): assert link.startswith('http') or (ROOT/link).exists(), link
