@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['XRAY_MAX', 'XRAY_CENTRE', 'XRAY_SPREAD', 'normalise_xray', 'Scaling', 'fit_scaling', 'Variation', 'Augment', 'vary',
-           'PairedData', 'Batches', 'network_input', 'Stream']
+           'check_pictures', 'PairedData', 'Batches', 'network_input', 'Stream']
 
 # %% ../nbs/55_batches.ipynb #c002
 from dataclasses import dataclass, replace
@@ -120,6 +120,18 @@ def vary(
     return toned, moved[:, X:]
 
 # %% ../nbs/55_batches.ipynb #c019
+def check_pictures(
+    xray:np.ndarray,    # radiographs, or regions of them
+    patient,            # ids
+    layout:str='(N, X, H, W)' # what is wanted; '(N, 1, H, W)': one picture a radiograph
+):
+    "Raises where pictures are none, of another layout, not of 12 bits, or not all somebody's."
+    if xray.ndim != 4 or (layout == '(N, 1, H, W)' and xray.shape[1] != 1): raise InputError('xray', got=xray.shape, expected=layout)
+    if len(patient) != len(xray): raise InputError('patient', got=f'{len(patient)} ids', expected=f'{len(xray)}, one a picture')
+    if not len(xray): raise InputError('pictures', got='none', expected='at least one')
+    if xray.min() < 0 or xray.max() > XRAY_MAX:
+        raise InputError('xray', got=f'{xray.min()} to {xray.max()}', expected=f'0 to {XRAY_MAX}', remedy='scale the radiographs to 12 bits')
+
 @dataclass(frozen=True, eq=False)
 class PairedData:
     "Radiographs, their DRRs and whose they are."
@@ -129,13 +141,9 @@ class PairedData:
 
     def __post_init__(self):
         x, d = self.xray, self.drr
-        if x.ndim != 4 or x.shape[1] != 1: raise InputError('xray', got=x.shape, expected='(N, 1, H, W)')
+        check_pictures(x, self.patient, '(N, 1, H, W)')
         if d.ndim != 4 or (len(d), *d.shape[2:]) != (len(x), *x.shape[2:]):
             raise InputError('drr', got=d.shape, expected=f'({len(x)}, C, {x.shape[2]}, {x.shape[3]}) as xray has')
-        if len(self.patient) != len(x): raise InputError('patient', got=f'{len(self.patient)} ids', expected=f'{len(x)}, one a picture')
-        if not len(x): raise InputError('pairs', got='none', expected='at least one')
-        if x.min() < 0 or x.max() > XRAY_MAX:
-            raise InputError('xray', got=f'{x.min()} to {x.max()}', expected=f'0 to {XRAY_MAX}', remedy='scale the radiographs to 12 bits')
         # marrow fat is below water, so that a calibrated density, and a thin edge's line integral, may be a little negative
         if not np.isfinite(d).all() or d.min() < -.1*d.max():
             found = f'{d.min():g} to {d.max():g}' if np.isfinite(d).all() else 'NaN or infinity'
@@ -188,12 +196,14 @@ class Batches:
         if self.in_order: return place[place < len(self.dataset)]
         return np.array([self.order(p//len(self.dataset))[p % len(self.dataset)] for p in place])
 
+    @property
+    def mine(self) -> slice: return slice(self.share[0], None, self.share[1]) # of a batch
+
     def at(self, step:int) -> tuple[Tensor, Tensor]: # what `get` gives
         "The batch of step `step`."
-        i, (rank, world) = self.indices(step), self.share
+        i = self.indices(step)
         drawn = self.augment.draw(rng_for('augment', step, seed=self.seed), len(i), self.dataset.size) if self.augment is not None else None
-        mine = slice(rank, None, world)
-        return self.get(torch.as_tensor(i[mine], device=self.device), drawn and drawn.of(mine))
+        return self.get(torch.as_tensor(i[self.mine], device=self.device), drawn and drawn.of(self.mine))
 
     def span(self, start:int, stop:int):
         "The same stream, from step `start` up to `stop`."

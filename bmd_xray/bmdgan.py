@@ -4,9 +4,8 @@
 
 # %% auto #0
 __all__ = ['ARMS', 'REPORTED', 'TARGETS', 'DEVELOPMENT', 'NOMINAL', 'CODE', 'Study', 'Plan', 'dataset_a', 'uncalibrated_drr',
-           'dataset_b', 'fold_of', 'split', 'as_data', 'hold_out', 'stage_one', 'decomposer', 'regressor', 'crop_rois',
-           'conventional', 'Reader', 'fit_reader', 'readers', 'estimate', 'predict_fold', 'predict_drrs',
-           'true_drr_bmd']
+           'dataset_b', 'fold_of', 'split', 'stage_one', 'decomposer', 'regressor', 'crop_rois', 'conventional',
+           'readers', 'estimate', 'predict_fold', 'predict_drrs', 'true_drr_bmd']
 
 # %% ../nbs/65_bmdgan.ipynb #c002
 import io
@@ -20,8 +19,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from .batches import Augment, PairedData
-from .bmd import LinearFit, drr_to_bmd, fit_bmd, tune_threshold
+from .batches import Augment
 from .bone_pairs import load_bone_pairs
 from .calibration import Calibration
 from .cohort import CTScan, sample_cohort
@@ -32,7 +30,8 @@ from .models.regressors import BmdRegressor, RoiRegressor, crop_boxes, roi_boxes
 from .pairs import VIEW_CODE, VIEW_DATA, PairSet, audit_leakage, load_pairs, patient_folds, pf_drr, proximal_femur_density, split_hips
 from .physics import load_world
 from .regression import RegressionConfig, RegressionData, Regressor, load_regressor, predict_bmd, save_regressor, train_regression
-from .training import Diary, reproducible, seed_weights
+from .training import Diary, reproducible, seed_weights, weights_of
+from .transfer import Reader, as_data, fit_reader, hold_out
 
 # %% ../nbs/65_bmdgan.ipynb #c005
 ARMS = ('decomposition', 'regression_frozen', 'regression_tuned', 'conventional', 'conventional_auto')
@@ -211,21 +210,7 @@ def _kept(kind:str, train:Callable, save:Callable, load:Callable, *decided_by):
     found.folder = folder
     return found
 
-def _weights(net:nn.Module) -> str: return content_hash({k: v.cpu().numpy() for k, v in net.state_dict().items()})
-
-def as_data(pairs:PairSet) -> PairedData:
-    "Pictures and whose they are."
-    return PairedData(pairs.xray, pairs.drr, pairs.table.patient.to_numpy(str))
-
-def hold_out(
-    pairs:PairSet,
-    share:float=.1, # of the patients
-    seed:int=0
-) -> tuple[PairSet, PairSet]: # training, watched
-    "Set some training patients aside, to be watched only: test patients are not even looked at in training."
-    patients = pairs.table.patient.nunique()
-    of = patient_folds(pairs.table.patient, k=max(2, min(round(1/share), patients)), seed=seed)
-    return pairs.where(of != 0), pairs.where(of == 0)
+def _weights(net:nn.Module) -> str: return content_hash(weights_of(net))
 
 def _config(plan:Plan, steps:int, lr:float, **change) -> TrainConfig:
     augment = Augment(flip=plan.flips, upside_down=plan.flips).scaled(plan.geometry_augment, plan.photometry_augment)
@@ -323,24 +308,6 @@ def conventional(
                     _regression_config(plan, plan.conventional_steps, plan.conventional_lr, seed), device)
 
 # %% ../nbs/65_bmdgan.ipynb #c017
-@dataclass(frozen=True)
-class Reader:
-    "How a PF-DRR is read: the mean over pixels of `threshold` or more, then a straight line."
-    threshold:float  # g/cm2
-    line:LinearFit
-    def __call__(self, drr): # (N, 1, H, W), g/cm2 -> (N,), unit of the target
-        return self.line(drr_to_bmd(drr[:, 0], self.threshold))
-
-def fit_reader(
-    pairs:PairSet, # training patients
-    drr,           # (N, 1, H, W), g/cm2: what the line goes through
-    target:str     # of TARGETS
-) -> Reader:
-    "Threshold, slope and intercept from training patients."
-    values = pairs.table[target].to_numpy(float)
-    threshold = tune_threshold(pairs.drr[:, 0], values)
-    return Reader(threshold, fit_bmd(drr_to_bmd(drr[:, 0], threshold), values))
-
 @lru_cache(2)
 def _train_drrs(study:Study, plan:Plan, fold:int, device:str) -> np.ndarray:
     return predict_drr(decomposer(study, plan, fold, device), split(study, fold, plan)[0].xray)
@@ -354,7 +321,7 @@ def readers(
 ) -> dict[str, Reader]: # 'predicted', 'true'
     "Readers of a fold's PF-DRRs."
     train, _ = split(study, fold, plan)
-    return dict(predicted=fit_reader(train, _train_drrs(study, plan, fold, device), target), true=fit_reader(train, train.drr, target))
+    return dict(predicted=fit_reader(train, _train_drrs(study, plan, fold, device), target=target), true=fit_reader(train, train.drr, target=target))
 
 # %% ../nbs/65_bmdgan.ipynb #c019
 def estimate(
@@ -412,5 +379,5 @@ def true_drr_bmd(
     of = fold_of(study, pairs)
     for fold in range(study.folds):
         train, test = pairs.where(of != fold), pairs.where(of == fold)
-        parts.append(_table(np.flatnonzero(of == fold), test, fold, 'GT-PF-DRR', target, fit_reader(train, train.drr, target)(test.drr)))
+        parts.append(_table(np.flatnonzero(of == fold), test, fold, 'GT-PF-DRR', target, fit_reader(train, train.drr, target=target)(test.drr)))
     return pd.concat(parts, ignore_index=True)

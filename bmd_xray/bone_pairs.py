@@ -6,16 +6,13 @@
 __all__ = ['BONE_CHANNELS', 'bone_views', 'load_bone_pairs']
 
 # %% ../nbs/45_bone_pairs.ipynb #c002
-import json
-
 import numpy as np
 import pandas as pd
 
-from .core import InputError, atomic_path, cache_path, code_hash, content_hash, data_path, map_patients
+from .core import InputError, cache_path, cached_arrays, code_hash, content_hash, data_path
 from .objects import aligned_drrs
-from .pairs import VIEW_CODE, VIEW_DATA, PairSet, split_hips
+from .pairs import VIEW_CODE, VIEW_DATA, PairSet, load_all, split_hips
 from .physics import load_world
-from .volume import warn_input
 
 # %% ../nbs/45_bone_pairs.ipynb #c005
 BONE_CHANNELS = ('pelvis', 'femur') # of the DRRs, in this order
@@ -48,15 +45,11 @@ def bone_views(
 
 # %% ../nbs/45_bone_pairs.ipynb #c009
 def _kept_views(job):
-    "From the cache, made first where they are not there; or why not."
+    "From the cache, made first where they are not there."
     patient, size, spacing_mm, positions, world = job
     made_by = code_hash(*VIEW_CODE, 'objects', 'xray', 'bone_pairs'), [data_path('reference', f) for f in VIEW_DATA], world
     path = cache_path('views', f'{patient.id}-bones-{content_hash(patient.fingerprint, size, spacing_mm, positions, made_by)}.npz')
-    if not path.exists():
-        try: arrays, rows = bone_views(patient, size, spacing_mm, positions, world=world)
-        except InputError as e: return str(e)
-        with atomic_path(path) as tmp: np.savez(tmp, rows=np.array(json.dumps(rows, default=float)), **arrays)
-    with np.load(path) as z: return {k: z[k] for k in ('xray', 'drr')}, json.loads(str(z['rows']))
+    return cached_arrays(path, lambda: bone_views(patient, size, spacing_mm, positions, world=world))
 
 def load_bone_pairs(
     patients,                       # Patients, or a Cohort
@@ -69,10 +62,6 @@ def load_bone_pairs(
     "Bone pairs of many patients, in their order, from the cache where they are there; a patient who cannot be done is left out with a warning."
     world = load_world() if world is None else world
     jobs = [(p, tuple(size), float(spacing_mm), tuple(positions), world) for p in patients]
-    found = [(p, v) for p, v in zip(patients, map_patients(_kept_views, jobs, workers=workers, desc='patients, bones'))]
-    for p, why in found:
-        if isinstance(why, str): warn_input(p.id, f'left out: {why}')
-    done = [v for _, v in found if not isinstance(v, str)]
-    if not done: raise InputError('pairs', got='no patient who could be done', expected='at least one', remedy='see the warnings')
+    done = [v for _, v in load_all(_kept_views, jobs, workers, 'patients, bones', skip=True)]
     return PairSet(np.concatenate([a['xray'] for a, _ in done]), np.concatenate([a['drr'] for a, _ in done]).astype(np.float32),
                    pd.DataFrame([r for _, rows in done for r in rows]))

@@ -8,7 +8,6 @@ __all__ = ['CHEST_FIELD_MM', 'CHEST_SDD', 'CHEST_SOD', 'SECOND_FILM', 'DXA_EDGE'
            'load_chest_views', 'ChestSet', 'load_chest', 'chest_split']
 
 # %% ../nbs/27_chest_cohort.ipynb #c002
-import json
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -17,7 +16,7 @@ import pandas as pd
 
 from .chest import LUMBAR, cage, chest_landmarks, sample_chest, spine_frames, _shape
 from .cohort import OVERSAMPLING, binned
-from .core import InputError, atomic_path, cache_path, code_hash, content_hash, data_path, map_patients, rng_for
+from .core import InputError, cache_path, cached_arrays, code_hash, content_hash, data_path, map_patients, rng_for
 from .drr import render_channels
 from .femur import t_score
 from .geometry import ConeBeam, apply, rigid
@@ -162,10 +161,7 @@ def load_chest_views(job) -> tuple[dict, dict]: # (patient, size, spacing_mm) ->
     patient, *settings = job
     made_by = code_hash(*CHEST_CODE), [data_path('reference', f) for f in CHEST_DATA]
     path = cache_path('chest', f'{patient.id}-{content_hash(patient.fingerprint, settings, made_by)}.npz')
-    if not path.exists():
-        arrays, record = chest_views(patient, *settings)
-        with atomic_path(path) as tmp: np.savez(tmp, record=np.array(json.dumps(record, default=float)), **arrays)
-    with np.load(path) as z: return {k: z[k] for k in z.files if k != 'record'}, json.loads(str(z['record']))
+    return cached_arrays(path, lambda: chest_views(patient, *settings))
 
 @dataclass(frozen=True, eq=False)
 class ChestSet:

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['InputError', 'project_root', 'data_path', 'cache_path', 'runs_path', 'figures_path', 'rng_for', 'content_hash',
-           'code_hash', 'atomic_path', 'write_json', 'read_json', 'hardware', 'provenance', 'map_patients',
-           'release_workers']
+           'code_hash', 'atomic_path', 'write_json', 'cached_arrays', 'read_json', 'hardware', 'provenance',
+           'map_patients', 'release_workers']
 
 # %% ../nbs/00_core.ipynb #c002
 import contextlib
@@ -139,6 +139,16 @@ def write_json(
         return None if isinstance(o, float) and not np.isfinite(o) else o
     with atomic_path(path) as tmp: tmp.write_text(json.dumps(plain(obj), indent=1) + '\n', encoding='utf-8')
     return Path(path)
+
+def cached_arrays(
+    path:Path, # an .npz file
+    make       # () -> dict of arrays, a record of plain values; called where the file is not there
+) -> tuple: # arrays, record
+    "Arrays and what is said of them, from a file that is made first, whole or not at all."
+    if not path.exists():
+        arrays, record = make()
+        with atomic_path(path) as tmp: np.savez_compressed(tmp, record=np.array(json.dumps(record, default=float)), **arrays)
+    with np.load(path) as z: return {k: z[k] for k in z.files if k != 'record'}, json.loads(str(z['record']))
 
 def read_json(path:str|Path):
     "The contents of a JSON file; a broken one is named."

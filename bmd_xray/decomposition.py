@@ -21,7 +21,7 @@ from .core import InputError, content_hash
 from .losses import GanLoss, WeightedLoss
 from .models.discriminators import MultiScaleDiscriminator
 from .models.generators import make_generator
-from .training import Adversary, Autocast, Recipe, load_weights, own_device, reproducible, run, save_weights, seed_weights
+from .training import Adversary, Autocast, Recipe, check_disjoint, load_weights, own_device, reproducible, run, save_weights, seed_weights, weights_of
 
 # %% ../nbs/61_decomposition.ipynb #c005
 DISCRIMINATOR = dict(width=64, scales=3, lr=None, mode='lsgan') # lr: the generator's when None
@@ -113,8 +113,7 @@ def train_decomposition(
     label:str=''                # what the line begins with
 ) -> Trained:
     "Train a network to decompose radiographs, from scratch or from `init`. The same arguments give the same bytes, however often the run was killed."
-    if valid is not None and (both := set(map(str, data.patient)) & set(map(str, valid.patient))):
-        raise InputError('validation', got=f'{len(both)} of the training patients ({min(both)}, ...)', expected='none', remedy='split by patient')
+    if valid is not None: check_disjoint(data.patient, valid.patient)
     device, init = own_device(device), load_model(init) if isinstance(init, (str, Path)) else init
     if take is not None and (not init or len(take) != data.drr.shape[1] or not set(take) <= set(range(len(init.scaling.maximum)))):
         raise InputError('take', got=list(take), expected=f"{data.drr.shape[1]} of the DRRs {list(range(len(init.scaling.maximum)) if init else [])} of `init`")
@@ -139,7 +138,7 @@ def train_decomposition(
             loss = GanLoss(Autocast(judges) if config.precision == 'bfloat16' else judges, config.loss, d['mode'])
             cbs.append(Adversary(judges, config, d['lr']))
         key = content_hash(asdict(config), data.xray, data.drr, *((valid.xray, valid.drr) if valid is not None else ()), scaling,
-                           *([{k: v.cpu().numpy() for k, v in init.model.state_dict().items()}, *(take or [])] if init else [])) if checkpoint else ''
+                           *([weights_of(init.model), *(take or [])] if init else [])) if checkpoint else ''
         history = run(net, config, Stream(data, scaling, config.batch, config.augment, config.seed, device=device), loss,
                       Stream(valid, scaling, 32, device=device, in_order=True) if valid is not None else None, partial(_bmds, scaling), cbs,
                       checkpoint, checkpoint_every, key, progress, label)

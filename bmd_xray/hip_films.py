@@ -7,7 +7,6 @@ __all__ = ['WIDE', 'WIDE_MM', 'BODY_MM', 'CT_MM', 'BODY_CODE', 'OUTER', 'SPOT_MM
            'chosen_exposures', 'expose_body', 'load_bodies', 'form_films', 'hip_pairs', 'locator_pairs']
 
 # %% ../nbs/89_hip_films.ipynb #c002
-import json
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,7 +14,7 @@ from scipy import ndimage
 
 from .anatomy import LABELS, MUSCLES, voxelise
 from .cohort import FIELD_MM, OVERSAMPLING, SIDES, Patient, binned, form_film
-from .core import atomic_path, cache_path, code_hash, content_hash, rng_for
+from .core import cache_path, cached_arrays, code_hash, content_hash, rng_for
 from .ct import phantom_to_hu
 from .drr import render_channels, render_objects
 from .femur import region_mask
@@ -97,14 +96,13 @@ def load_bodies(job) -> tuple[dict, dict]: # (patient, exposures) -> arrays over
     "A patient's bodies, from the cache, made first where they are not there."
     patient, n = job
     path = cache_path('predict', f'{patient.id}-{content_hash(patient.fingerprint, n, WIDE, WIDE_MM, BODY_MM, CT_MM, code_hash(*BODY_CODE))}.npz')
-    if not path.exists():
+    def make():
         ct = patient.ct('pre', CT_MM)
         made = [expose_body(patient, e) for e in chosen_exposures(patient, n)]
         record = dict(patient=patient.id, institution=patient.institution, seed=patient.seed, bmd={s: vars(ct.bmd(s)) for s in SIDES},
                       covariates=patient.describe(), exposures=[r for _, r in made])
-        with atomic_path(path) as tmp:
-            np.savez_compressed(tmp, record=np.array(json.dumps(record, default=float)), **{k: np.stack([a[k] for a, _ in made]) for k in ('basis', 'targets')})
-    with np.load(path) as z: return {k: z[k] for k in ('basis', 'targets')}, json.loads(str(z['record']))
+        return {k: np.stack([a[k] for a, _ in made]) for k in ('basis', 'targets')}, record
+    return cached_arrays(path, make)
 
 # %% ../nbs/89_hip_films.ipynb #c007
 def _metal(shape, rng:np.random.Generator, hips) -> np.ndarray: # (rows, cols) g/cm2

@@ -7,7 +7,6 @@ __all__ = ['COUNTS', 'BOTH', 'HIP_POINTS', 'REACH', 'hip_layout', 'hip_views', '
            'find_peaks']
 
 # %% ../nbs/47_hip_rois.ipynb #c002
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -15,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from .cohort import FIELD_MM, SIDES, Patient
-from .core import InputError, atomic_path, cache_path, code_hash, content_hash, data_path, map_patients, rng_for
+from .core import InputError, cache_path, cached_arrays, code_hash, content_hash, data_path, map_patients, rng_for
 from .geometry import apply
 from .pairs import VIEW_CODE, VIEW_DATA, split_hips
 from .physics import load_world
@@ -77,10 +76,7 @@ def _kept(job) -> tuple[dict, dict]:
     patient, *settings, world = job
     made_by = code_hash(*VIEW_CODE, 'xray', 'hip_rois'), [data_path('reference', f) for f in VIEW_DATA], world
     path = cache_path('hips', f'{patient.id}-{content_hash(patient.fingerprint, settings, made_by)}.npz')
-    if not path.exists():
-        arrays, record = hip_views(patient, *settings, world)
-        with atomic_path(path) as tmp: np.savez_compressed(tmp, record=np.array(json.dumps(record, default=float)), **arrays)
-    with np.load(path) as z: return {k: z[k] for k in ('film', 'points')}, json.loads(str(z['record']))
+    return cached_arrays(path, lambda: hip_views(patient, *settings, world))
 
 @dataclass(frozen=True, eq=False)
 class HipSet:

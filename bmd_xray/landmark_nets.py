@@ -16,11 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .batches import XRAY_MAX, Augment, Batches, Variation, network_input, vary
+from .batches import Augment, Batches, Variation, check_pictures, network_input, vary
 from .chest import LANDMARKS, OTHER_SIDE
 from .core import InputError
 from .models.backbones import group_norm
-from .training import Recipe, load_weights, reproducible, run, save_weights, seed_weights
+from .training import Recipe, check_disjoint, load_weights, reproducible, run, save_weights, seed_weights
 
 # %% ../nbs/59_landmark_nets.ipynb #c005
 def to_relative(points, size): # (..., 2) pixels -> -1 to 1
@@ -40,10 +40,10 @@ class LandmarkData:
 
     def __post_init__(self):
         x, p = self.xray, np.asarray(self.points)
-        if x.ndim != 4 or x.shape[1] != 1 or min(x.shape[2:]) % 16: raise InputError('xray', got=x.shape, expected='(N, 1, H, W), sides a multiple of 16')
+        check_pictures(x, self.patient, '(N, 1, H, W)')
+        if min(x.shape[2:]) % 16: raise InputError('xray', got=x.shape, expected='sides a multiple of 16')
         if p.shape != (len(x), len(LANDMARKS), 2) or not np.isfinite(p).all(): raise InputError('points', got=p.shape,
             expected=f'({len(x)}, {len(LANDMARKS)}, 2) finite numbers')
-        if len(self.patient) != len(x): raise InputError('patient', got=f'{len(self.patient)} ids', expected=f'{len(x)}, one a film')
     def __len__(self) -> int: return len(self.xray)
     @property
     def size(self) -> tuple[int, int]: return tuple(self.xray.shape[2:])
@@ -206,8 +206,7 @@ def train_landmarks(
 ) -> tuple[nn.Module, list[dict]]: # the network, in evaluation; the record
     "Train a detector. The same arguments give the same bytes."
     if kind not in DETECTORS: raise InputError('detector', got=repr(kind), expected=' or '.join(DETECTORS))
-    if valid is not None and (both := set(map(str, data.patient)) & set(map(str, valid.patient))):
-        raise InputError('validation', got=f'{len(both)} of the training patients ({min(both)}, ...)', expected='none', remedy='split by patient')
+    if valid is not None: check_disjoint(data.patient, valid.patient)
     with reproducible(device, threads):
         seed_weights(recipe.seed)
         if kind == 'graph': options = dict(mean_shape=to_relative(np.asarray(data.points), data.size).mean(0), **options)
@@ -223,8 +222,7 @@ def find_landmarks(
 ) -> np.ndarray: # (N, 16, 2) row, col in pixels
     "The points that a detector finds."
     films, device = np.asarray(films), next(net.parameters()).device
-    if films.ndim != 4 or films.shape[1] != 1 or films.min() < 0 or films.max() > XRAY_MAX:
-        raise InputError('films', got=f'shape {films.shape}', expected='(N, 1, H, W), 0 to 4095')
+    check_pictures(films, films, '(N, 1, H, W)')
     with torch.inference_mode():
         parts = [net(network_input(torch.as_tensor(films[k:k + batch].astype(np.float32), device=device)))[0].float().cpu().numpy() for k in range(0,
             len(films), batch)]

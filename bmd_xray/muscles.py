@@ -9,7 +9,6 @@ __all__ = ['PICTURES', 'UNITS', 'MIRROR', 'SUMMED', 'LARGEST_PIECE', 'ON_THE_EDG
            'load_muscles']
 
 # %% ../nbs/46_muscles.ipynb #c002
-import json
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 
@@ -19,15 +18,15 @@ from scipy.ndimage import label
 
 from .anatomy import MUSCLES, voxelise
 from .cohort import OVERSAMPLING, SIDES, CTScan, Exposure, Patient, binned, form_film
-from .core import InputError, atomic_path, cache_path, code_hash, content_hash, data_path, map_patients
+from .core import InputError, cache_path, cached_arrays, code_hash, content_hash, data_path
 from .drr import render_objects
 from .femur import bounding_box
 from .geometry import apply
 from .objects import ALIGNED, KINDS, OBJECTS, aligned_drrs, mirrored, object_gain, object_labels, unaligned_drrs
-from .pairs import VIEW_CODE, VIEW_DATA
+from .pairs import VIEW_CODE, VIEW_DATA, load_all
 from .physics import load_world
 from .tissue import hu_to_lean_density
-from .volume import Volume, warn_input
+from .volume import Volume
 
 # %% ../nbs/46_muscles.ipynb #c005
 PICTURES = KINDS[:3]                                   # WVDRR, VDRR, MDRR
@@ -164,18 +163,10 @@ def muscles_path(patient:Patient, *settings): # Path
     made_by = code_hash(*MUSCLE_CODE), [data_path('reference', f) for f in VIEW_DATA], load_world()['ct']
     return cache_path('muscles', f'{patient.id}-{content_hash(patient.fingerprint, settings, made_by)}.npz')
 
-def load_muscle_views(job) -> tuple[dict, dict]|str: # (patient, skip, *settings of `muscle_views`) -> arrays, record; or why not
+def load_muscle_views(job) -> tuple[dict, dict]: # (patient, *settings of `muscle_views`) -> arrays, record
     "A patient's pictures from the cache, made first where they are not there."
-    patient, skip, *settings = job
-    path = muscles_path(patient, *settings)
-    try:
-        if not path.exists():
-            arrays, record = muscle_views(patient, *settings)
-            with atomic_path(path) as tmp: np.savez_compressed(tmp, record=np.array(json.dumps(record, default=float)), **arrays)
-    except InputError as e:
-        if skip: return str(e)
-        raise
-    with np.load(path) as z: return {k: z[k] for k in z.files if k != 'record'}, json.loads(str(z['record']))
+    patient, *settings = job
+    return cached_arrays(muscles_path(patient, *settings), lambda: muscle_views(patient, *settings))
 
 # %% ../nbs/46_muscles.ipynb #c020
 WHOLE = .98 # least share of an object on the film for a target of its sum
@@ -255,11 +246,7 @@ def load_muscles(
 ) -> MuscleSet:
     "The X-rays of many patients, in their order, from the cache where they are there; failed segmentations are in it and named in the table."
     world = load_world() if world is None else world
-    jobs = [(p, skip, tuple(size), float(spacing_mm), tuple(occasions), tuple(positions), bool(truth)) for p in patients]
-    views = map_patients(load_muscle_views, jobs, workers=workers, desc='patients')
-    for p, v in zip(patients, views):
-        if isinstance(v, str): warn_input(p.id, f'left out: {v}')
-    parts = [_form(*v, world, p.seed) for p, v in zip(patients, views) if not isinstance(v, str)]
-    if not parts: raise InputError('muscles', got='no patient who could be done', expected='at least one', remedy='see the warnings')
+    jobs = [(p, tuple(size), float(spacing_mm), tuple(occasions), tuple(positions), bool(truth)) for p in patients]
+    parts = [_form(*v, world, p.seed) for p, v in load_all(load_muscle_views, jobs, workers, skip=skip)]
     join = lambda k: np.concatenate([getattr(p, k) for p in parts])
     return MuscleSet(**{f.name: join(f.name) for f in fields(MuscleSet) if f.name != 'table'}, table=pd.concat([p.table for p in parts], ignore_index=True))

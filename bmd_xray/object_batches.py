@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STRENGTHS', 'MIRROR_BONES', 'object_scaling', 'bone_scaling', 'scale_xray', 'scaled_means', 'keep_inside',
-           'ObjectStream', 'ObjectsInOrder']
+           'ObjectStream']
 
 # %% ../nbs/56_object_batches.ipynb #c002
 from dataclasses import replace
@@ -13,7 +13,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-from .batches import XRAY_MAX, Augment, Scaling, Variation, vary
+from .batches import XRAY_MAX, Batches, Scaling, Variation, vary
 from .core import rng_for
 from .muscles import MIRROR, PICTURES, MuscleSet
 from .objects import ALIGNED, OBJECTS
@@ -70,51 +70,40 @@ def keep_inside(
 # %% ../nbs/56_object_batches.ipynb #c013
 MIRROR_BONES = tuple(ALIGNED.index(OBJECTS[MIRROR[OBJECTS.index(n)]]) for n in ALIGNED)
 
-class ObjectStream:
-    "Training batches number `start` to `stop` - 1; a loader for a fastai `Learner`."
-    def __init__(self,
-        data:MuscleSet,
-        scaling:Scaling,       # of `object_scaling`
-        batch:int=4,           # X-rays a step
-        augment:Augment|None=None, # None: as they are
-        seed:int=0,
-        device='cpu'
-    ):
-        self.dataset, self.scaling, self.batch, self.augment, self.seed, self.start, self.stop = data, scaling, batch, augment, seed, 0, 0
-        self.bones = bone_scaling(scaling.maximum[::len(OBJECTS)])
+class ObjectStream(Batches):
+    "Batches of X-rays and of other people's pictures; in order, each X-ray comes with the next one's pictures."
+    def __init__(self, data:MuscleSet, scaling:Scaling, *args, device='cpu', **kwargs): # `scaling` of `object_scaling`
+        super().__init__(data, *args, **kwargs)
+        self.scaling, self.bones = scaling, bone_scaling(scaling.maximum[::len(OBJECTS)])
         n, self.size = len(data), data.xray.shape[2:]
-        self.xray = torch.as_tensor(data.xray.astype(np.int16))
-        self.aligned = torch.as_tensor(data.aligned.reshape(n, -1, *self.size))
-        self.lying = torch.as_tensor(data.lying.reshape(n, -1, *self.size))
+        self.tensors |= {k: torch.as_tensor(getattr(data, k).reshape(n, -1, *self.size)) for k in ('aligned', 'lying')}
         self.targets = data.targets.reshape(n, -1)  # HU cm3, cm3, g
         wanted = np.isfinite(data.targets).any(1)
         self.boxes = np.where(wanted[..., None], np.where(np.isfinite(data.boxes), data.boxes, [0, self.size[0] - 1, 0, self.size[1] - 1]), np.nan)
         self.lain = np.array([_extent(p) for p in data.lying[:, 1, [i for i in range(len(OBJECTS)) if wanted[:, i].any()]].max(1)])[:, None]
         # one order for the X-rays and another for the pictures: they must not meet
-        self.order = lru_cache(8)(lambda what, turn: rng_for('order', what, turn, seed=seed).permutation(n))
+        self.order = lru_cache(8)(lambda turn, what: rng_for('order', what, turn, seed=self.seed).permutation(n))
         self.to(device)
-
-    def to(self, device):
-        self.device = torch.device(device)
-        self.xray, self.aligned, self.lying = (t.to(device) for t in (self.xray, self.aligned, self.lying))
-        return self
 
     def indices(self, step:int, what:str='xray') -> np.ndarray: # (batch,)
         "Which X-rays, or whose pictures, step `step` takes."
         n = len(self.dataset)
-        return np.array([self.order(what, p//n)[p % n] for p in range(step*self.batch, (step + 1)*self.batch)])
+        if self.in_order: return (super().indices(step) + (what == 'drrs')) % n
+        return np.array([self.order(p//n, what)[p % n] for p in range(step*self.batch, (step + 1)*self.batch)])
 
-    def _varied(self, what, step, boxes, xray, drr): # pictures moved; area factor, mirrored
-        if self.augment is None: return xray.float(), drr.float(), np.ones(len(boxes)), np.zeros(len(boxes), bool)
-        drawn = keep_inside(self.augment.draw(rng_for('augment', what, step, seed=self.seed), len(boxes), self.size), boxes, self.size)
+    def _varied(self, what, step, boxes, xray, drr): # pictures moved; area factor, mirrored; `boxes` of the whole batch, pictures of this process
+        if self.augment is None: return xray.float(), drr.float(), np.ones(len(xray)), np.zeros(len(xray), bool)
+        drawn = keep_inside(self.augment.draw(rng_for('augment', what, step, seed=self.seed), len(boxes), self.size), boxes, self.size).of(self.mine)
         return *vary(drawn, xray, drr), drawn.area, np.linalg.det(drawn.matrix[:, :, :2]) < 0
 
     def at(self, step:int) -> tuple[torch.Tensor, torch.Tensor, dict]:
         "X-rays (B, 1, H, W), pictures (B, 48, H, W); bones (B, 9, H, W), registered (B, 3), sums and summed (B, 48)."
         i, j = self.indices(step), self.indices(step, 'drrs')
-        own, other = (torch.as_tensor(k, device=self.device) for k in (i, j))
-        xray, bones, area, mirrored = self._varied('xray', step, self.boxes[i], self.xray[own], self.aligned[own])
-        _, drrs, _, turned = self._varied('drrs', step, self.lain[j], self.xray[other], self.lying[other])
+        own, other = (torch.as_tensor(k[self.mine], device=self.device) for k in (i, j))
+        t = self.tensors
+        xray, bones, area, mirrored = self._varied('xray', step, self.boxes[i], t['xray'][own], t['aligned'][own])
+        _, drrs, _, turned = self._varied('drrs', step, self.lain[j], t['xray'][other], t['lying'][other])
+        i = i[self.mine]
         targets, registered = self.targets[i], self.dataset.registered[i]
         targets[mirrored], registered[mirrored] = targets[mirrored][:, _kinds(MIRROR)], registered[mirrored][:, MIRROR_BONES]
         bones, drrs = _exchanged(bones, mirrored, _kinds(MIRROR_BONES)), _exchanged(drrs, turned, _kinds(MIRROR))
@@ -122,21 +111,6 @@ class ObjectStream:
         here = lambda a, dtype=torch.float32: torch.as_tensor(np.ascontiguousarray(a), dtype=dtype, device=self.device)
         return (scale_xray(xray).contiguous(memory_format=torch.channels_last), self.scaling.to_network(drrs).contiguous(memory_format=torch.channels_last),
                 dict(bones=self.bones.to_network(bones), registered=here(registered), sums=here(np.nan_to_num(sums)), summed=here(np.isfinite(sums))))
-
-    def span(self, start:int, stop:int):
-        "The same stream, from step `start` up to `stop`."
-        self.start, self.stop = start, stop
-        return self
-    def __len__(self) -> int: return self.stop - self.start
-    def __iter__(self): return (self.at(k) for k in range(self.start, self.stop))
-
-class ObjectsInOrder(ObjectStream):
-    "Every X-ray once, as it is, in order, with the next one's pictures; a loader for validation."
-    def __len__(self) -> int: return -(-len(self.dataset)//self.batch)
-    def indices(self, step:int, what:str='xray') -> np.ndarray:
-        n = len(self.dataset)
-        return (np.arange(step*self.batch, min((step + 1)*self.batch, n)) + (what == 'drrs')) % n
-    def __iter__(self): return (self.at(k) for k in range(len(self)))
 
 def _kinds(order) -> list[int]: return [k*len(order) + i for k in range(len(PICTURES)) for i in order]
 

@@ -4,18 +4,18 @@
 
 # %% auto #0
 __all__ = ['VIEW_CODE', 'VIEW_DATA', 'SAME_CT', 'SAME_PICTURE', 'SAME_PERSON', 'SAME_FILM', 'proximal_femur_density', 'pf_drr',
-           'split_hips', 'patient_views', 'views_path', 'load_views', 'PairSet', 'form_images', 'load_pairs',
-           'patient_folds', 'similar_pictures', 'audit_leakage']
+           'split_hips', 'patient_views', 'views_path', 'load_views', 'PairSet', 'form_images', 'load_all',
+           'load_pairs', 'patient_folds', 'similar_pictures', 'audit_leakage']
 
 # %% ../nbs/40_pairs.ipynb #c002
-import json
 from dataclasses import asdict, dataclass
+from functools import partial
 
 import numpy as np
 import pandas as pd
 
 from .cohort import OVERSAMPLING, CTScan, Exposure, Patient, binned, form_film
-from .core import InputError, atomic_path, cache_path, code_hash, content_hash, data_path, map_patients
+from .core import InputError, cache_path, cached_arrays, code_hash, content_hash, data_path, map_patients
 from .drr import render_drr
 from .femur import bounding_box, region_mask
 from .physics import load_world
@@ -90,11 +90,7 @@ def views_path(patient:Patient, *settings): # Path
 def load_views(job) -> tuple[dict, dict]: # (patient, size, spacing_mm, occasions) -> arrays, record
     "A patient's views from the cache, made first where they are not there."
     patient, *settings = job
-    path = views_path(patient, *settings)
-    if not path.exists():
-        arrays, record = patient_views(patient, *settings)
-        with atomic_path(path) as tmp: np.savez(tmp, record=np.array(json.dumps(record, default=float)), **arrays)
-    with np.load(path) as z: return {k: z[k] for k in z.files if k != 'record'}, json.loads(str(z['record']))
+    return cached_arrays(views_path(patient, *settings), lambda: patient_views(patient, *settings))
 
 # %% ../nbs/40_pairs.ipynb #c009
 @dataclass(frozen=True, eq=False)
@@ -144,9 +140,25 @@ def form_images(
                 **{k: c[k] for k in ('sex', 'age', 'height_cm', 'weight_kg', 'bmi')}, kl=c[f'kl_{side}']))
     return PairSet(np.stack(xrays)[:, None], np.stack(drrs)[:, None].astype(np.float32), pd.DataFrame(rows))
 
-def _views_or_why(job):
-    try: return load_views(job)
+def _or_why(load, job):
+    try: return load(job)
     except InputError as e: return str(e)
+
+def load_all(
+    load,             # of a job
+    jobs,             # the first entry of each is the patient
+    workers:int|None=1, # processes; None takes every core
+    desc:str='patients', # what the progress bar says
+    skip:bool=False   # leave a patient out who cannot be done, with a warning that says why; else that is an error
+) -> list: # (patient, what was loaded)
+    "What `load` gives of every patient, in order; `InputError` where that is nobody."
+    jobs = list(jobs)
+    found = map_patients(partial(_or_why, load) if skip else load, jobs, workers=workers, desc=desc)
+    for job, why in zip(jobs, found):
+        if isinstance(why, str): warn_input(job[0].id, f'left out: {why}')
+    done = [(job[0], v) for job, v in zip(jobs, found) if not isinstance(v, str)]
+    if not done: raise InputError(desc, got='none who could be done', expected='at least one', remedy='see the warnings')
+    return done
 
 def load_pairs(
     patients,                      # Patients, or a Cohort
@@ -160,12 +172,7 @@ def load_pairs(
     "X-ray and DRR pairs of many patients, in their order, from the cache where they are there."
     world = load_world() if world is None else world
     jobs = [(p, tuple(size), float(spacing_mm), tuple(occasions)) for p in patients]
-    views = map_patients(_views_or_why if skip else load_views, jobs, workers=workers, desc='patients')
-    for p, why in zip(patients, views):
-        if isinstance(why, str): warn_input(p.id, f'left out: {why}')
-    patients, views = [p for p, v in zip(patients, views) if not isinstance(v, str)], [v for v in views if not isinstance(v, str)]
-    if not views: raise InputError('pairs', got='no patient who could be done', expected='at least one', remedy='see the warnings')
-    parts = [form_images(arrays, record, world, p.seed) for p, (arrays, record) in zip(patients, views)]
+    parts = [form_images(arrays, record, world, p.seed) for p, (arrays, record) in load_all(load_views, jobs, workers, skip=skip)]
     return PairSet(*(np.concatenate([getattr(p, k) for p in parts]) for k in ('xray', 'drr')), pd.concat([p.table for p in parts], ignore_index=True))
 
 # %% ../nbs/40_pairs.ipynb #c011

@@ -19,9 +19,8 @@ from torch import Tensor, nn
 
 from .batches import Variation, network_input
 from .core import InputError, content_hash
-from .models.regressors import BmdOutput
-from .regression import RegressionBatches, RegressionData, Regressor
-from .training import Recipe, reproducible, run
+from .regression import RegressionBatches, RegressionData, Regressor, own_network
+from .training import Recipe, check_disjoint, own_device, reproducible, run, weights_of
 
 # %% ../nbs/69_self_training.ipynb #c005
 def draw_triplets(
@@ -271,15 +270,12 @@ def train_semi(
     if needs != (unlabelled is not None):
         raise InputError('unlabelled pictures', got='none' if needs else len(unlabelled), expected=f"{'some' if needs else 'none'} for {config.method!r}")
     for name, other in (('training', data), ('unlabelled', unlabelled)):
-        if other is not None and (both := set(map(str, other.patient)) & set(map(str, valid.patient))):
-            raise InputError('validation', got=f'{len(both)} of the {name} patients ({min(both)}, ...)', expected='none', remedy='split by patient')
+        if other is not None: check_disjoint(other.patient, valid.patient, name)
     pool = unlabelled.xray if needs else None
     key = content_hash(asdict(config), data.xray, np.asarray(data.target, float), valid.xray, np.asarray(valid.target, float), pool,
-                       {k: v.cpu().numpy() for k, v in net.state_dict().items()}) if checkpoint else ''
-    device = torch.device(device)
-    net = copy.deepcopy(net).to(device, memory_format=torch.channels_last if device.type == 'cuda' else torch.preserve_format)
-    for m in net.modules():
-        if isinstance(m, BmdOutput): m.fit(data.target)
+                       weights_of(net)) if checkpoint else ''
+    device = own_device(device)
+    net = own_network(net, data.target, device)
     batches = SemiBatches(data, pool, config.batch, config.augment, config.seed, views=config.views, device=device)
     best = BestByR(net)
     own = [best, Drop(config)]

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ETA_MIN', 'Recipe', 'learning_rate', 'save_weights', 'load_weights', 'processes', 'own_device',
            'average_over_processes', 'Together', 'adamw', 'Clock', 'Average', 'Adversary', 'Monitor', 'Checkpoint',
-           'Diary', 'Autocast', 'reproducible', 'seed_weights', 'run']
+           'Diary', 'Autocast', 'reproducible', 'weights_of', 'check_disjoint', 'seed_weights', 'run']
 
 # %% ../nbs/58_training.ipynb #c002
 import contextlib
@@ -371,6 +371,19 @@ def reproducible(
     try:
         with torch.random.fork_rng([device] if device.type == 'cuda' else []): yield
     finally: torch.set_num_threads(before[0]); torch.use_deterministic_algorithms(before[1], warn_only=before[2])
+
+def weights_of(net:nn.Module) -> dict[str, np.ndarray]:
+    "A network's weights as arrays, of which `content_hash` can be taken."
+    return {k: v.cpu().numpy() for k, v in net.state_dict().items()}
+
+def check_disjoint(
+    training,          # ids of patients
+    validation,        # ids
+    name:str='training' # what the first are
+):
+    "Raises where a validation patient is among others."
+    if both := set(map(str, training)) & set(map(str, validation)):
+        raise InputError('validation', got=f'{len(both)} of the {name} patients ({min(both)}, ...)', expected='none', remedy='split by patient')
 
 def seed_weights(seed:int):
     "Set torch's generator for the weights of a new network."

@@ -23,18 +23,19 @@ class Reader:
     "How a PF-DRR is read: the mean over pixels of `threshold` or more, then a straight line."
     threshold:float  # g/cm2
     line:LinearFit
-    def __call__(self, drr): # (N, 1, H, W), g/cm2 -> (N,), g/cm2
+    def __call__(self, drr): # (N, 1, H, W), g/cm2 -> (N,), unit of the target
         return self.line(drr_to_bmd(drr[:, 0], self.threshold))
 
 def fit_reader(
     pairs:PairSet,       # training patients
     drr,                 # (N, 1, H, W), g/cm2: what the line goes through, the network's predictions for them or the truth
-    threshold:float|None=None # g/cm2; None tunes it on the pairs' true PF-DRRs
+    threshold:float|None=None, # g/cm2; None tunes it on the pairs' true PF-DRRs
+    target:str='abmd'    # column of the table that is read
 ) -> Reader:
-    "Threshold, slope and intercept from training patients and their CT aBMD."
-    target = pairs.table.abmd.to_numpy()
-    threshold = tune_threshold(pairs.drr[:, 0], target) if threshold is None else threshold
-    return Reader(threshold, fit_bmd(drr_to_bmd(drr[:, 0], threshold), target))
+    "Threshold, slope and intercept from training patients."
+    values = pairs.table[target].to_numpy(float)
+    threshold = tune_threshold(pairs.drr[:, 0], values) if threshold is None else threshold
+    return Reader(threshold, fit_bmd(drr_to_bmd(drr[:, 0], threshold), values))
 
 # %% ../nbs/64_transfer.ipynb #c007
 def pack(trained:Trained) -> dict: # tensors, numbers, lists
@@ -55,7 +56,7 @@ def hold_out(
     seed:int=0
 ) -> tuple[PairSet, PairSet]: # training, validation
     "Set some patients aside for validation."
-    folds = patient_folds(pairs.table.patient, k=min(round(1/share), pairs.table.patient.nunique()), seed=seed)
+    folds = patient_folds(pairs.table.patient, k=max(2, min(round(1/share), pairs.table.patient.nunique())), seed=seed)
     return pairs.where(folds != 0), pairs.where(folds == 0)
 
 def as_data(pairs:PairSet) -> PairedData:

@@ -29,9 +29,9 @@ from .models.discriminators import PatchDiscriminator
 from .models.backbones import init_normal
 from .models.generators import SmallUNet, make_generator
 from .muscles import PICTURES, MuscleSet
-from .object_batches import ObjectsInOrder, ObjectStream, object_scaling, scale_xray
+from .object_batches import ObjectStream, object_scaling, scale_xray
 from .objects import ALIGNED, OBJECTS
-from .training import Adversary, Recipe, load_weights, reproducible, run, save_weights, seed_weights
+from .training import Adversary, Recipe, check_disjoint, load_weights, reproducible, run, save_weights, seed_weights, weights_of
 
 # %% ../nbs/62_unpaired.ipynb #c005
 class SmallTranslator(nn.Module):
@@ -215,8 +215,7 @@ def train_unpaired(
     label:str=''
 ) -> Decomposer:
     "Train both generators. The same arguments give the same bytes, however often the run was killed."
-    if valid is not None and (both := set(data.table.patient) & set(valid.table.patient)):
-        raise InputError('validation', got=f'{len(both)} of the training patients ({min(both)}, ...)', expected='none', remedy='split by patient')
+    if valid is not None: check_disjoint(data.table.patient, valid.table.patient)
     if failed := (data.table.failures != '').sum():
         raise InputError('training', got=f'{failed} failed segmentations', expected='none', remedy='leave them out')
     scaling = init.scaling if init else object_scaling(data.maxima)
@@ -225,11 +224,11 @@ def train_unpaired(
         nets = CycleGenerators(config.arch, **config.options).to(device)
         if init: nets.load_state_dict(init.model.state_dict())
         judges = init_normal(nn.ModuleList([PatchDiscriminator(c, config.judge_width) for c in (len(scaling.maximum), 1)])).to(device)
-        train = ObjectStream(data, scaling, config.batch, config.augment, config.seed, device)
-        watched = ObjectsInOrder(valid, scaling, config.batch, device=device) if valid is not None else None
+        train = ObjectStream(data, scaling, config.batch, config.augment, config.seed, device=device)
+        watched = ObjectStream(valid, scaling, config.batch, device=device, in_order=True) if valid is not None else None
         loss = UnpairedLoss(judges, config.weights, config.mode, config.pool, config.seed)
         key = content_hash(asdict(config), data.hash, valid.hash if valid is not None else '', asdict(scaling),
-                           *([{k: v.cpu().numpy() for k, v in init.model.state_dict().items()}] if init else []))
+                           *([weights_of(init.model)] if init else []))
         cbs = [EvenRestarts(config, len(data)), PooledAdversary(judges, config, config.judge_lr)]
         history = run(nets, config, train, loss, valid=watched, watch=_watch, cbs=cbs, checkpoint=checkpoint, checkpoint_every=checkpoint_every, key=key,
                       progress=progress, label=label)
