@@ -13,8 +13,10 @@ import numpy as np
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 from pydicom.uid import generate_uid
+from pydicom.valuerep import DA, TM
 
 from .core import InputError
+from .volume import warn_input
 
 # %% ../nbs/76_dicom_out.ipynb #c005
 MAKER, MODEL = 'bmd_xray', 'bmd_xray (research use only)'
@@ -30,6 +32,9 @@ def study_of(
     if source is None: return dict(study_instance_uid=generate_uid(entropy_srcs=['bmd_xray study', key]))
     found = {a: str(v) for a, k in IDENTIFIERS.items() if (v := source.get(k)) not in (None, '')}
     if found.get('patient_sex') not in ('M', 'F', 'O', None): found.pop('patient_sex')
+    for k, form in dict(patient_birth_date=DA, study_date=DA, study_time=TM).items():
+        try: form(found.get(k, ''))
+        except ValueError: warn_input(IDENTIFIERS[k], f'{found.pop(k)!r} is none: left out')
     return dict(study_instance_uid=source.StudyInstanceUID, **found)
 
 EMPTY = [*IDENTIFIERS.values()]
