@@ -26,7 +26,7 @@ demo: $(VENV)/.installed  ## the main job on the embedded cohort
 
 test: $(VENV)/.installed  ## notebooks' own checks, pytest, smoke presets
 	nbdev_test --n_workers 2 --do_print
-	pytest -q tests
+	pytest -q -n 2 --dist loadgroup tests
 
 docs: $(VENV)/.docs-installed  ## the documentation site, in _docs/
 	$(BIN)/python docs/build.py
