@@ -100,18 +100,20 @@ def train_regression(
     threads:int=1,               # CPU threads; another number may round differently
     cbs:Sequence=(),             # further fastai callbacks
     progress:bool|None=None,     # True prints a line an entry of the record, False nothing; None updates one line on a terminal
-    label:str=''                 # what the line begins with
+    label:str='',                # what the line begins with
+    loss=None                    # of (what the network says, targets), with `weights` and `terms`; None: the weighted absolute error
 ) -> Regressor:
     "Train a network to read the targets. The same arguments give the same bytes, however often the run was killed."
     if valid is not None: check_disjoint(data.patient, valid.patient)
     target = np.asarray(data.target, float)
-    if target.ndim == 2 and config.weights != 'none':
-        raise InputError('sample weights', got=f'{config.weights} for {target.shape[1]} targets', expected='none', remedy="weights='none'")
+    if (target.ndim == 2 or loss) and config.weights != 'none':
+        raise InputError('sample weights', got=f'{config.weights} for {"another loss" if loss else f"{target.shape[1]} targets"}', expected='none', remedy="weights='none'")
+    terms = [type(loss).__name__, {k: v.cpu().numpy() if isinstance(v, Tensor) else v for k, v in vars(loss).items() if k != 'terms'}] if loss else []
     key = content_hash(asdict(config), data.xray, target, *((valid.xray, np.asarray(valid.target, float)) if valid is not None else ()),
-                       weights_of(net), [p.requires_grad for p in net.parameters()]) if checkpoint else ''
+                       weights_of(net), [p.requires_grad for p in net.parameters()], *terms) if checkpoint else ''
     device = own_device(device)
     net = own_network(net, target, device)
-    loss = RegressionLoss(fit_sample_weights(target, config.weights == 'inverted') if config.weights != 'none' else None)
+    loss = loss or RegressionLoss(fit_sample_weights(target, config.weights == 'inverted') if config.weights != 'none' else None)
     with reproducible(device, threads):
         history = run(net, config, RegressionBatches(data, config.batch, config.augment, config.seed, device=device), loss,
                       RegressionBatches(valid, 32, device=device, in_order=True) if valid is not None else None, _both, cbs, checkpoint, checkpoint_every,

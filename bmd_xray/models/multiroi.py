@@ -14,29 +14,43 @@ from .backbones import import_timm
 from .regressors import BmdOutput
 
 # %% ../../nbs/54_models.multiroi.ipynb #c005
-MULTI_ROI_NETS = dict(vgg11=('vgg11', 5), vgg16=('vgg16', 5), vgg11_bn=('vgg11_bn', 5), vgg16_bn=('vgg16_bn', 5), # timm's name, its coarsest feature
-                      resnet18=('resnet18', 4), resnet34=('resnet34', 4), resnet50=('resnet50', 4))
+MULTI_ROI_NETS = 'vgg11', 'vgg16', 'vgg11_bn', 'vgg16_bn', 'resnet18', 'resnet34', 'resnet50' # timm's names
 
 class RoiEncoder(nn.Module):
     "A convolutional network and its global average."
-    def __init__(self, arch:str='vgg16'): # name in MULTI_ROI_NETS
+    def __init__(self,
+        arch:str='vgg16', # name in MULTI_ROI_NETS
+        width:float=1.    # channels, as a share of the architecture's
+    ):
         super().__init__()
         if arch not in MULTI_ROI_NETS: raise InputError('ROI network', got=arch, expected=' or '.join(MULTI_ROI_NETS))
-        name, last = MULTI_ROI_NETS[arch]
-        self.net = import_timm().create_model(name, pretrained=False, features_only=True, in_chans=1, out_indices=(last,))
-        self.channels = self.net.feature_info.channels()[0]
+        if not 0 < width <= 1: raise InputError('width', got=width, expected='more than 0, at most 1')
+        timm, channels = import_timm(), lambda c: max(int(c*width), 8)
+        if arch.startswith('vgg'):
+            from timm.models.vgg import VGG, cfgs
+            name, _, norm = arch.partition('_')
+            plan = [c if c == 'M' else channels(c) for c in cfgs[name]]
+            # the classifier, which is left out, as small as it can be
+            self.net = VGG(plan, num_classes=0, in_chans=1, mlp_ratio=1/4096, norm_layer=nn.BatchNorm2d if norm else None).features
+            self.channels = plan[-2]
+        else:
+            widths = tuple(map(channels, (64, 128, 256, 512)))
+            self.net = timm.create_model(arch, pretrained=False, features_only=True, in_chans=1, out_indices=(4,), channels=widths)
+            self.channels = self.net.feature_info.channels()[0]
     def forward(self, x:Tensor) -> Tensor: # (B, 1, H, W) -> (B, channels)
-        return self.net(x)[0].mean((-2, -1))
+        x = self.net(x)
+        return (x if isinstance(x, Tensor) else x[0]).mean((-2, -1))
 
 class MultiRoiRegressor(nn.Module):
     "A shared encoder, a shared layer for every region, a layer of its own for all together. With one region it is the paper's baseline."
     def __init__(self,
         arch:str='vgg16', # name in MULTI_ROI_NETS
         rois:int=7,       # regions, the whole film among them
-        outputs:int=4     # numbers to regress: L1 to L4
+        outputs:int=4,    # numbers to regress: L1 to L4
+        width:float=1.    # channels, as a share of the architecture's
     ):
         super().__init__()
-        self.rois, self.encoder = rois, RoiEncoder(arch)
+        self.rois, self.encoder = rois, RoiEncoder(arch, width)
         self.each = BmdOutput(self.encoder.channels, outputs)
         self.joint = BmdOutput(rois*self.encoder.channels, outputs) if rois > 1 else None
     def features(self, x:Tensor) -> Tensor: # (B, rois, H, W) -> (B, rois, channels)
