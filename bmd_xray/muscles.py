@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['PICTURES', 'UNITS', 'MIRROR', 'SUMMED', 'LARGEST_PIECE', 'ON_THE_EDGE', 'SIDES_RATIO', 'FILM_CENTRE_MM',
-           'MUSCLE_CODE', 'WHOLE', 'channel', 'object_amounts', 'segmentation_failures', 'muscle_exposure',
-           'object_boxes', 'true_volumes', 'muscle_views', 'muscles_path', 'load_muscle_views', 'MuscleSet',
-           'load_muscles']
+           'MUSCLE_CODE', 'WHOLE', 'DEVELOPMENT', 'channel', 'object_amounts', 'segmentation_failures',
+           'muscle_exposure', 'object_boxes', 'true_volumes', 'muscle_views', 'muscles_path', 'load_muscle_views',
+           'MuscleSet', 'load_muscles']
 
 # %% ../nbs/46_muscles.ipynb #c002
 from dataclasses import dataclass, fields, replace
@@ -170,6 +170,7 @@ def load_muscle_views(job) -> tuple[dict, dict]: # (patient, *settings of `muscl
 
 # %% ../nbs/46_muscles.ipynb #c020
 WHOLE = .98 # least share of an object on the film for a target of its sum
+DEVELOPMENT = 150 # so many first patients of institution 1, on whom learning rates and steps were chosen, are tested in no study of muscles
 
 @dataclass(frozen=True, eq=False)
 class MuscleSet:
