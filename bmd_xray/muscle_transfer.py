@@ -76,7 +76,8 @@ def estimate_muscles(
     network = pretrained
     if method in ('Train', 'Fine-tuning'):
         tuned = method == 'Fine-tuning'
-        plan = config if tuned else replace(config, steps=scratch_steps, lr=pretrained.config.lr, judge_lr=pretrained.config.judge_lr, warmup=pretrained.config.warmup)
+        first = pretrained.config
+        plan = config if tuned else replace(config, steps=scratch_steps, lr=first.lr, judge_lr=first.judge_lr, warmup=first.warmup)
         network = train_unpaired(train, plan, valid=test, init=pretrained if tuned else None, checkpoint=checkpoint, device=device, label=method)
     found = read_muscles(network, test)
     if method == 'Linear calibration': found = calibrate_amounts(read_muscles(network, train), found)
