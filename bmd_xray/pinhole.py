@@ -84,8 +84,8 @@ class Misread:
         return [as_pinhole(e) if self.drr == 'pinhole' else e for e in self.patient.exposures()]
 
     def picture(self, exposure:Exposure, size:tuple[int, int], spacing_mm:float=2.) -> dict[str, np.ndarray]:
-        "What the film is formed from, by the machine's geometry."
-        return self.patient.picture(self._machine(exposure), size, spacing_mm)
+        "The film, by the machine's geometry."
+        return dict(film=self.patient.film(self._machine(exposure), size, spacing_mm))
 
     def usable(self, exposure:Exposure, bone:str) -> bool:
         "Whether the pose of a bone may be trained on: as the patient's."
