@@ -56,7 +56,8 @@ class ChestStudy:
         if self.rows % self.landmark_rows or self.landmark_rows % 16:
             raise InputError('rows of the film as the detector sees it', got=self.landmark_rows, expected=f'a multiple of 16 that divides {self.rows}')
         if self.roi % 32 or self.roi < 32: raise InputError('region', got=f'{self.roi} pixels', expected='a multiple of 32')
-        if min(self.counts) < 3 or self.landmark_patients < 4: raise InputError('films', got=f'{self.counts}, {self.landmark_patients}', expected='3 or more, 4 or more')
+        if min(self.counts) < 3 or self.landmark_patients < 4:
+            raise InputError('films of the sets, patients of the detector', got=f'{self.counts}, {self.landmark_patients}', expected='3 or more, 4 or more')
         if self.development and self.landmark_patients + sum(self.counts) > DEVELOPMENT:
             raise InputError('patients to choose settings on', got=self.landmark_patients + sum(self.counts), expected=f'at most {DEVELOPMENT}')
     @property
@@ -129,12 +130,12 @@ def audit_sets(
     sets:np.ndarray # (N,), '' for those left over
 ):
     "Raise where two sets share a patient, a film, or a patient under another name."
-    pictures = [content_hash(f) for f in films.film]
-    scans = [tuple(b) for b in np.round(films.bmd, 4).tolist()]
+    pictures, scans = [content_hash(f) for f in films.film], [tuple(b) for b in np.round(films.bmd, 4).tolist()]
     for what, keys in (('a patient', films.table.patient.tolist()), ('a film', pictures), ('the DXA of all four levels', scans)):
         where = pd.DataFrame(dict(key=keys, set=sets))[sets != ''].groupby('key')['set'].nunique()
         if (where > 1).any():
-            raise InputError('sets', got=f'{what} in two of them ({int((where > 1).sum())} times)', expected='sets of different people', remedy='split by patient')
+            raise InputError('sets', got=f'{what} in two of them ({int((where > 1).sum())} times)', expected='sets of different people',
+                             remedy='split by patient')
 
 @lru_cache(2)
 def load_chest_study(
@@ -270,7 +271,7 @@ def score_levels(
     true:np.ndarray,                    # (N, 4), DXA, g/cm2
     groups,                             # patient of each film
     n:int=1000, seed:int=0
-) -> tuple[pd.DataFrame, pd.DataFrame]: # method, structure, metric, value, interval, sd over seeds, n, patients, ill; first, second, structure, metric, difference, interval, p
+) -> tuple[pd.DataFrame, pd.DataFrame]: # method, structure, metric, value, interval, sd over seeds, ...; first, second, structure, metric, difference, interval, p
     "Each method's R and AUC by level, and the differences of every two methods, with 95 % intervals by patient."
     true = np.asarray(true, float)
     ill = lumbar_t_score(true) < OSTEOPOROSIS

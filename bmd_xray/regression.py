@@ -107,7 +107,8 @@ def train_regression(
     if valid is not None: check_disjoint(data.patient, valid.patient)
     target = np.asarray(data.target, float)
     if (target.ndim == 2 or loss) and config.weights != 'none':
-        raise InputError('sample weights', got=f'{config.weights} for {"another loss" if loss else f"{target.shape[1]} targets"}', expected='none', remedy="weights='none'")
+        what = 'another loss' if loss else f'{target.shape[1]} targets'
+        raise InputError('sample weights', got=f'{config.weights} for {what}', expected='none', remedy="weights='none'")
     terms = [type(loss).__name__, {k: v.cpu().numpy() if isinstance(v, Tensor) else v for k, v in vars(loss).items() if k != 'terms'}] if loss else []
     key = content_hash(asdict(config), data.xray, target, *((valid.xray, np.asarray(valid.target, float)) if valid is not None else ()),
                        weights_of(net), [p.requires_grad for p in net.parameters()], *terms) if checkpoint else ''
