@@ -17,6 +17,7 @@ from bmd_xray.core import InputError, data_path
 from bmd_xray.predict import KINDS, Measure, Prediction, Site, load_predictor, register
 from bmd_xray.predict_run import add_arguments, open_film, predict_images, run_from_args
 from bmd_xray.radiograph import Radiograph, write_radiograph
+from bmd_xray.volume import InputWarning
 
 PIXEL = 2.5 # mm in the patient
 SHIPPED = data_path('weights', 'hip')
@@ -205,6 +206,16 @@ def test_no_identifier_gets_out(dicom, tmp_path):
     assert (str(page.PatientName), page.PatientID, page.StudyInstanceUID) == ('Yamada^Hanako', 'ID-4711-0815', studies.StudyInstanceUID)
     assert page.SOPInstanceUID != studies.SOPInstanceUID and page.PatientIdentityRemoved == 'NO'
     assert pd.read_csv(tmp_path/'kept'/'predictions.csv').file[0].endswith('Yamada_Hanako_4711.dcm')
+
+
+@needs_model
+def test_a_birth_date_that_is_none(dicom, tmp_path):
+    "It is left out with a warning; the rest of the header is kept and the results are written."
+    with pytest.warns(InputWarning, match="PatientBirthDate: '1947' is none"):
+        assert predict(dicom(**NAMES | dict(PatientBirthDate='1947')), '--out', tmp_path/'out', '--dicom', '--keep-identifiers') == 0
+    for f in (tmp_path/'out').rglob('*.dcm'):
+        found = dcmread(f)
+        assert (found.get('PatientBirthDate') or '', found.PatientID, found.StudyDate) == ('', 'ID-4711-0815', '20240511'), f.name
 
 
 @needs_model
