@@ -271,7 +271,7 @@ def score_levels(
     true:np.ndarray,                    # (N, 4), DXA, g/cm2
     groups,                             # patient of each film
     n:int=1000, seed:int=0
-) -> tuple[pd.DataFrame, pd.DataFrame]: # method, structure, metric, value, interval, sd over seeds, ...; first, second, structure, metric, difference, interval, p
+) -> tuple[pd.DataFrame, pd.DataFrame]: # method, structure, metric, value, interval, sd over seeds, ...; first, second, ..., difference, interval, p
     "Each method's R and AUC by level, and the differences of every two methods, with 95 % intervals by patient."
     true = np.asarray(true, float)
     ill = lumbar_t_score(true) < OSTEOPOROSIS

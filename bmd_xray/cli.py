@@ -53,6 +53,15 @@ class _List:
             print(' '*25 + ', '.join(f'{k}={v!r}' for k, v in declared_parameters(find_experiment(name)).items() if k != 'preset'))
         return 0
 
+class _TrainPredictor:
+    @staticmethod
+    def choose(parser:argparse.ArgumentParser, argv:list): # the module that makes models of the kind
+        makers = dict(hip='bmd_xray.hip_training', chest='bmd_xray.chest_training')
+        parser.add_argument('--kind', choices=makers, default='hip', help='of the model (default: hip); each has arguments of its own')
+        alone = argparse.ArgumentParser(add_help=False)
+        alone.add_argument('--kind', choices=makers, default='hip')
+        return importlib.import_module(makers[alone.parse_known_args(argv)[0].kind])
+
 # %% ../nbs/82_cli.ipynb #c007
 COMMANDS = {'run': (lambda: _Run, _Run.__doc__), 'list': (lambda: _List, _List.__doc__),
             'measure': (lambda: importlib.import_module('bmd_xray.measure'), 'measure bone and muscle on a CT with its labels'),
@@ -61,7 +70,7 @@ COMMANDS = {'run': (lambda: _Run, _Run.__doc__), 'list': (lambda: _List, _List._
             'pairs': (lambda: importlib.import_module('bmd_xray.many'), "make the training pairs of a cohort or of a hospital's folder"),
             'keep': (lambda: importlib.import_module('bmd_xray.keep'), "measure cohorts once and keep poses, landmarks, calibrations and femora"),
             'predict': (lambda: importlib.import_module('bmd_xray.predict_run'), 'bone density and muscle from hip films, with intervals, maps and a page'),
-            'train-predictor': (lambda: importlib.import_module('bmd_xray.hip_training'), 'make the model that predict ships with, from synthetic films'),
+            'train-predictor': (lambda: _TrainPredictor, 'make a model that predict ships with, from synthetic films'),
             'bench': (lambda: importlib.import_module('bmd_xray.bench'), 'time the projector, against others where they are installed')}
 
 def _usage() -> str:
@@ -84,6 +93,7 @@ def main(
         load, text = COMMANDS[argv[0]]
         command = load()
         parser = argparse.ArgumentParser(prog=f'bmdx {argv[0]}', description=text)
+        if hasattr(command, 'choose'): command = command.choose(parser, argv[1:])
         command.add_arguments(parser)
         return command.run_from_args(parser.parse_args(argv[1:]))
     except InputError as e: error, code = e, 2

@@ -166,7 +166,8 @@ class Prediction:
     extra:dict=field(default_factory=dict)
 
 # %% ../nbs/81_predict.ipynb #c016
-KINDS:dict[str, str|type] = {'hip-decomposition': 'bmd_xray.hip'} # kind -> the module that registers it, or the class itself
+# kind -> the module that registers it, or the class itself
+KINDS:dict[str, str|type] = {'hip-decomposition': 'bmd_xray.hip', 'chest-multi-roi': 'bmd_xray.chest_film'}
 
 def register(
     kind:str # as in predictor.json

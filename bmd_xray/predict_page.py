@@ -26,7 +26,12 @@ def draw_film(
     film = prediction.film
     high, wide = film.size_mm
     ax.imshow(film.grey, cmap='gray', extent=(0, wide, high, 0), vmin=0, vmax=1, interpolation='bilinear')
+    for name, outline in prediction.extra.get('regions_mm', {}).items(): # what a model without a box a site has looked at
+        y, x = np.array(outline).T
+        if np.ptp(x) < .97*wide: ax.plot(x, y, color=TINT, lw=1); ax.text(x[0], y[0], name.replace('_', ' '), color='white', fontsize=6, va='bottom')
+    if points := prediction.extra.get('landmarks_mm'): ax.plot(*np.array(points).T[::-1], '.', color=TINT, ms=3)
     for site in prediction.sites:
+        if not site.box_mm: continue
         top, bottom, left, right = site.box_mm
         colour = DOUBT if any(f.serious for f in site.flags) else TINT
         a, b, c, d = max(top, 0), min(bottom, high), max(left, 0), min(right, wide) # as far as the film reaches
@@ -47,7 +52,7 @@ def _combined(site:Site) -> dict[str, tuple]: # title -> (array, unit, map)
     return out
 
 # %% ../nbs/87_predict_page.ipynb #c007
-_DIGITS = {'g/cm2': 3, 'mg/cm3': 0, 'cm3': 0, 'g': 0, '': 1}
+_DIGITS = {'g/cm2': 3, 'mg/cm3': 0, 'cm3': 0, 'g': 0, '%': 0, '': 1}
 _UNITS = {'g/cm2': 'g/cm²', 'mg/cm3': 'mg/cm³', 'cm3': 'cm³'}
 
 def say(
@@ -103,7 +108,8 @@ def draw_page(
             fig.text(x, y, m.title or m.name, fontsize=8, color='#5c6b7a')
             given = m.value is not None
             fig.text(x, y - .019, f'{value} {_UNITS.get(m.unit, m.unit)}' if given else value, fontsize=14, weight='bold', color='black' if given else DOUBT)
-            fig.text(x + .19, y - .019, interval, fontsize=8, color='#5c6b7a'); y -= .044
+            beside = len(p.sites) < 3 # else below: columns are narrow
+            fig.text(x + .19*beside, y - (.019 if beside else .032), interval, fontsize=8, color='#5c6b7a'); y -= .044 if beside else .056
         if pairs:
             fig.text(x, y, 'muscle', fontsize=7, color='#5c6b7a'); fig.text(x + .17, y, 'volume, cm³', fontsize=7, color='#5c6b7a')
             fig.text(x + .29, y, 'lean mass, g', fontsize=7, color='#5c6b7a'); y -= .017
