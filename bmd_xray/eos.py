@@ -7,19 +7,22 @@ __all__ = ['CODE', 'CHOICES', 'READINGS', 'Study', 'Plan', 'study_and_plan', 'co
            'kept_network', 'pretrained', 'network', 'estimate_fold', 'choose_patients', 'readings']
 
 # %% ../nbs/96_eos.ipynb #c002
+import io
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
 
 import numpy as np
+import pandas as pd
 
 from .batches import Augment
 from .bmd import LinearFit, drr_to_bmd, fit_bmd
 from .cohort import Cohort, sample_cohort
-from .core import InputError, cache_path, code_hash, content_hash, data_path, read_json, rng_for, write_json
+from .core import InputError, cache_path, cached_arrays, code_hash, content_hash, data_path, read_json, rng_for, write_json
 from .decomposition import TrainConfig, Trained, load_model, save_model
 from .measured import Measured, read_kept
-from .pairs import PairSet, audit_leakage, load_pairs, patient_folds
+from .pairs import VIEW_CODE, VIEW_DATA, PairSet, audit_leakage, load_pairs, patient_folds
+from .physics import load_world
 from .training import weights_of
 from .transfer import Reader, adapt, estimate, pretrain
 
@@ -94,12 +97,20 @@ def study_pairs(
     study:Study,
     workers:int|None=1 # processes, where views are not in the cache
 ) -> tuple[PairSet, PairSet]: # institution 1 before the operation; institution 2 before and after
-    "What is learnt from and tested on; a hip that cannot be measured is left out with a warning."
+    "What is learnt from and tested on, from the cache where it is there; a hip that cannot be measured is left out with a warning."
     who = seen(study)
-    plain = load_pairs(who[1], study.size, study.spacing_mm, occasions=('pre',), workers=workers, skip=True)
-    eos = load_pairs(who[2], study.size, study.spacing_mm, workers=workers, skip=True)
-    audit_leakage(plain, test=eos)
-    return plain, eos
+    def make():
+        plain = load_pairs(who[1], study.size, study.spacing_mm, occasions=('pre',), workers=workers, skip=True)
+        eos = load_pairs(who[2], study.size, study.spacing_mm, workers=workers, skip=True)
+        audit_leakage(plain, test=eos)
+        both = dict(plain=plain, eos=eos)
+        arrays = {f'{n}_{k}': getattr(p, k) for n, p in both.items() for k in ('xray', 'drr')}
+        return arrays, {n: p.table.to_csv(index=False) for n, p in both.items()}
+    made_by = code_hash(*VIEW_CODE, 'xray', 'measured', 'eos'), [data_path('reference', f) for f in VIEW_DATA], load_world()
+    key = content_hash([p.fingerprint for found in who.values() for p in found], study.size, study.spacing_mm, made_by)
+    arrays, tables = cached_arrays(cache_path('eos', f'pairs-{key}.npz'), make)
+    table = lambda n: pd.read_csv(io.StringIO(tables[n]), float_precision='round_trip')
+    return tuple(PairSet(arrays[f'{n}_xray'], arrays[f'{n}_drr'], table(n)) for n in ('plain', 'eos'))
 
 def split(
     eos:PairSet, # institution 2
@@ -130,6 +141,8 @@ def kept_network(
         checkpoint.unlink(missing_ok=True)
     return load_model(folder, device), read_json(folder/'beside.json')
 
+def _of(pairs:PairSet) -> str: return replace(pairs, xray=np.asarray(pairs.xray), drr=np.asarray(pairs.drr)).hash # in a worker an array may be a memory map
+
 def pretrained(
     plain:PairSet, # institution 1
     plan:Plan,
@@ -139,7 +152,7 @@ def pretrained(
     def learn(checkpoint):
         trained, *readers = pretrain(plain, plan.pretraining, checkpoint, device)
         return trained, [[r.threshold, asdict(r.line)] for r in readers]
-    network, readers = kept_network('pretrained', learn, asdict(plan.pretraining), plain.hash, device=device)
+    network, readers = kept_network('pretrained', learn, asdict(plan.pretraining), _of(plain), device=device)
     return network, tuple(Reader(t, LinearFit(**line)) for t, line in readers)
 
 def network(
@@ -156,7 +169,7 @@ def network(
     if method not in ('Train', 'Fine-tuning'): return adapt(method, train, first, plan.finetuning(fold), plan.scratch_steps)
     learn = lambda checkpoint: (adapt(method, train, first, plan.finetuning(fold), plan.scratch_steps, test, checkpoint, device), {})
     start = weights_of(first.model) if method == 'Fine-tuning' else [plan.scratch_steps, plan.lr]
-    return kept_network(method.lower(), learn, asdict(plan.finetuning(fold)), train.hash, test.hash, start, device=device)[0]
+    return kept_network(method.lower(), learn, asdict(plan.finetuning(fold)), _of(train), _of(test), start, device=device)[0]
 
 def estimate_fold(
     method:str,    # of `transfer.METHODS`
