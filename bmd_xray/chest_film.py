@@ -75,7 +75,8 @@ class ChestPredictor:
         if not file.is_file(): raise InputError(file, got='no such file', expected='a whole model folder')
         if hashlib.sha256(file.read_bytes()).hexdigest() != about['sha256']:
             raise InputError(file, got='other bytes than were written', expected=f"sha256 {about['sha256'][:12]}...", remedy='copy the model again')
-        detector, net = DETECTORS[about['located']](width=about['landmark_width']), MultiRoiRegressor(about['arch'], len(ROIS), len(LUMBAR), about['width'])
+        detector = DETECTORS[about['located']](width=about['landmark_width'])
+        net = MultiRoiRegressor(about['arch'], len(ROIS), len(LUMBAR), about['width'], about['norms'])
         for model, folder in ((detector, 'detector'), (net, 'network')): model.load_state_dict(load_weights(path/folder)[0]); model.eval().to(device)
         tensors = {k: v.double().numpy() for k, v in load_file(file).items()}
         return cls(detector, net, about, tensors, f"{about['name']} {about['sha256'][:8]}")

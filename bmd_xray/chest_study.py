@@ -168,6 +168,7 @@ class ChestPlan:
     "How the networks are trained. The defaults are the paper's: 100 passes over 1087 films."
     arch:str = 'vgg16'            # name in multiroi.MULTI_ROI_NETS
     width:float = 1.              # channels, as a share of the architecture's
+    norms:str = 'shared'          # batch norms of the multi-ROI model: 'shared' by all regions, 'region', each its own
     steps:int = 1700
     batch:int = 64                # regions a step, of a single-region model
     films:int = 64                # films a step, of the multi-ROI model, which sees seven regions of each
@@ -210,7 +211,7 @@ def new_network(plan:ChestPlan, model:str) -> MultiRoiRegressor:
     "An untrained network; no weights from other pictures."
     with reproducible():
         seed_weights(plan.seed)
-        return MultiRoiRegressor(plan.arch, len(ROIS) if model == 'multi-ROI' else 1, len(LUMBAR), plan.width)
+        return MultiRoiRegressor(plan.arch, len(ROIS) if model == 'multi-ROI' else 1, len(LUMBAR), plan.width, plan.norms)
 
 TRAIN_CODE = ('training', 'regression', 'batches', 'models.multiroi', 'models.regressors', 'chest_study')
 

@@ -36,13 +36,13 @@ REFERENCE = 'biology_direct_2025'  # of T-scores where the model is tested
 @dataclass(frozen=True)
 class ChestPredictorConfig:
     "How many films, and how long."
-    train:int = 400
-    validation:int = 100     # they decide which weights are kept
-    calibrate:int = 100      # by them its answers are read
-    test:int = 150
-    landmark_patients:int = 100
-    landmark_steps:int = 800
-    steps:int = 900
+    train:int = 220
+    validation:int = 70      # they decide which weights are kept
+    calibrate:int = 60       # by them its answers are read
+    test:int = 80
+    landmark_patients:int = 60
+    landmark_steps:int = 350
+    steps:int = 300
     rows:int = 192           # pixels of the film, down and across
     seed:int = 0
 
@@ -52,8 +52,8 @@ class ChestPredictorConfig:
                           landmark_patients=self.landmark_patients, landmark_rows=self.rows//2 if big else self.rows, landmark_width=8,
                           landmark_steps=self.landmark_steps, landmark_lr=4e-3, seed=self.seed)
     def plan(self) -> ChestPlan:
-        return ChestPlan(arch='vgg16_bn', width=.125, steps=self.steps, batch=32, films=32, optimiser='adamw', lr=2e-3, schedule='onecycle', wd=.01, unit='sd',
-                         geometry_augment=.3, photometry_augment=.5, flips=0., seed=self.seed)
+        return ChestPlan(arch='vgg16_bn', width=.125, norms='region', steps=self.steps, batch=32, films=32, optimiser='adamw', lr=2e-3,
+                         schedule='onecycle', wd=.01, unit='sd', geometry_augment=.3, photometry_augment=.5, flips=0., seed=self.seed)
 
 def as_chest_film(
     picture:np.ndarray # (rows, rows), 0 to 4095
@@ -135,7 +135,8 @@ def train_chest_predictor(
         features = np.concatenate([net.features(x).mean(1).numpy() for x in parts]).astype(float)
     values, vectors = np.linalg.eigh(LedoitWolf().fit(features).covariance_)
     tensors = dict(errors=np.zeros((1, len(LUMBAR))), features_mean=features.mean(0), features_whiten=vectors/np.sqrt(np.maximum(values, 1e-9)))
-    about = dict(format=1, kind='chest-multi-roi', name='chest, synthetic', level=LEVEL, located=study.located, arch=plan.arch, width=plan.width,
+    about = dict(format=1, kind='chest-multi-roi', name='chest, synthetic', level=LEVEL, located=study.located, arch=plan.arch,
+                 width=plan.width, norms=plan.norms,
                  **{k: getattr(study, k) for k in ('rows', 'landmark_rows', 'landmark_width', 'roi')},
                  notes=['learned from synthetic patients only', 'lumbar BMD is inferred from the chest: the lumbar spine is not on the film'],
                  config=asdict(config), provenance=provenance())
