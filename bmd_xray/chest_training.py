@@ -62,7 +62,7 @@ def as_chest_film(
     return Film(picture.astype(np.float32)/4095, CHEST_FIELD_MM*CHEST_SOD/CHEST_SDD/len(picture), np.ones(picture.shape, bool))
 
 # %% ../nbs/93_chest_training.ipynb #c007
-NO_CHEST = 2.5 # a film is refused at so many times the distance that hardly any calibration film reaches
+NO_CHEST = 2. # a film is refused at so many times the distance that hardly any calibration film reaches
 
 def fit_chest_readings(
     predictor:ChestPredictor,

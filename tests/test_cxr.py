@@ -4,11 +4,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from bmd_xray.chest_cohort import CHEST_COUNTS
+from bmd_xray.chest_cohort import CHEST_COUNTS, ChestPatient
 from bmd_xray.chest_study import DEVELOPMENT, ENSEMBLES, MODELS, ChestPlan, ChestStudy
-from bmd_xray.core import rng_for
+from bmd_xray.cohort import Patient
+from bmd_xray.core import data_path, rng_for
 from bmd_xray.models.multiroi import MULTI_ROI_NETS, MultiRoiLoss, MultiRoiRegressor
+from bmd_xray.predict_run import predict_images
 from bmd_xray.presets import PRESETS, resolve_parameters
+from bmd_xray.radiograph import Radiograph, write_radiograph
 from bmd_xray.regression import RegressionConfig, RegressionData, predict_bmd, train_regression
 from bmd_xray.training import reproducible, seed_weights
 
@@ -73,3 +76,23 @@ def test_the_command_makes_either_model(capsys):
     for words, own in ((['--help'], '--locator-steps'), (['--kind', 'chest', '--help'], '--landmark-steps')):
         assert main(['train-predictor', *words]) == 0
         assert own in capsys.readouterr().out
+
+
+SHIPPED = data_path('weights', 'chest')
+
+
+@pytest.mark.skipif(not (SHIPPED/'predictor.json').exists(), reason='no model there yet: bmdx train-predictor --kind chest makes it')
+def test_predict_reads_a_chest_and_refuses_a_hip(tmp_path):
+    sampled = ChestPatient('test-chest-film')
+    film = sampled.film(sampled.films[0], (192, 192), 3.).astype(np.float32)
+    write_radiograph(Radiograph(film, 400/192, (0., 4095.), 1800/1650, view='PA', body_part='CHEST'), tmp_path/'chest.dcm')
+    hip = Patient('predict-test-film', 1)
+    shot = hip.exposures()[0]
+    other = hip.film(shot, (128, 64), spacing_mm=3.).astype(np.float32)
+    write_radiograph(Radiograph(other, 2.5*shot.sdd/shot.sod, (0., 4095.), shot.sdd/shot.sod, view='AP'), tmp_path/'hip.dcm')
+    write_radiograph(Radiograph(other, 2.5*shot.sdd/shot.sod, (0., 4095.), shot.sdd/shot.sod, view='AP', body_part='PELVIS'), tmp_path/'named.dcm')
+    table, failed = predict_images([tmp_path/f'{n}.dcm' for n in ('chest', 'hip', 'named')], tmp_path/'out', 'chest', 'hologic', dicom=True)
+    assert table.site.tolist() == ['L1', 'L2', 'L3', 'L4'] and table.abmd.between(.3, 1.8).all()
+    assert (table.osteoporosis_low <= table.osteoporosis).all() and (table.osteoporosis <= table.osteoporosis_high).all()
+    assert len(failed) == 2 and failed.reason.str.contains('chest').all(), failed.reason.tolist()
+    assert {'page.png', 'page.html', 'prediction.json', 'dicom'} <= {p.name for p in (tmp_path/'out'/table.film[0]).iterdir()}
