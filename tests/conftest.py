@@ -1,4 +1,4 @@
-"""With several workers (`pytest -n 2 --dist loadgroup`), a file's tests stay together, for they share what they made; smoke runs share nothing and go wherever there is room."""
+"""Several workers (`pytest -n 2 --dist loadgroup`): a file's tests stay together, for they share what they made; smoke runs go wherever there is room."""
 import pytest
 
 
