@@ -77,6 +77,7 @@ def _feed(h, o):
     if dataclasses.is_dataclass(o) and not isinstance(o, type):
         o = {'__dataclass__': type(o).__name__, **{f.name: getattr(o, f.name) for f in dataclasses.fields(o)}}
     if isinstance(o, np.generic): o = o.item()
+    if isinstance(o, np.ndarray): o = o.view(np.ndarray) # one that lies in a file, as worker processes get them, is the same array
     h.update(type(o).__name__.encode() + b'\x1f')
     if isinstance(o, dict):
         for k in sorted(o, key=str): _feed(h, str(k)); _feed(h, o[k])

@@ -28,7 +28,9 @@ def draw_film(
     ax.imshow(film.grey, cmap='gray', extent=(0, wide, high, 0), vmin=0, vmax=1, interpolation='bilinear')
     for name, outline in prediction.extra.get('regions_mm', {}).items(): # what a model without a box a site has looked at
         y, x = np.array(outline).T
-        if np.ptp(x) < .97*wide: ax.plot(x, y, color=TINT, lw=1); ax.text(x[:4].mean(), y[:4].mean(), name.replace('_', ' '), color='white', fontsize=6, ha='center')
+        if np.ptp(x) > .97*wide: continue
+        ax.plot(x, y, color=TINT, lw=1)
+        ax.text(x[:4].mean(), y[:4].mean(), name.replace('_', ' '), color='white', fontsize=6, ha='center')
     if points := prediction.extra.get('landmarks_mm'): ax.plot(*np.array(points).T[::-1], '.', color=TINT, ms=3)
     for site in prediction.sites:
         if not site.box_mm: continue
