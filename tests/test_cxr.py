@@ -35,7 +35,7 @@ def test_shuffled_labels_destroy_the_correlation():
     with reproducible():
         seed_weights(0)
         net = MultiRoiRegressor('resnet18', rois=2, outputs=2, width=.125)
-    config = RegressionConfig(60, batch=8, lr=3e-3, augment=None, weights='none')
+    config = RegressionConfig(160, batch=8, lr=3e-3, augment=None, weights='none')
     r = []
     for d in (train, RegressionData(train.xray, np.random.default_rng(0).permutation(train.target), train.patient)):
         said = predict_bmd(train_regression(net, d, config, loss=MultiRoiLoss(d.target.std(0))), test.xray)
