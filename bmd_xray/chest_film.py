@@ -6,13 +6,11 @@
 __all__ = ['chest_field', 'chance_below', 'ChestPredictor']
 
 # %% ../nbs/92_chest_film.ipynb #c002
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 
 from .batches import XRAY_MAX, network_input
 from .chest import LUMBAR
@@ -23,7 +21,7 @@ from .femur import t_score
 from .hip_study import shrink_film
 from .landmark_nets import DETECTORS, find_landmarks
 from .models.multiroi import MultiRoiRegressor
-from .predict import Film, Flag, Measure, Prediction, Site, cut_field, register
+from .predict import Film, Flag, Measure, Prediction, Site, cut_field, load_readings, register
 from .rois import ROIS, crop_rois, roi_corners, roi_frames
 from .training import load_weights
 
@@ -70,15 +68,10 @@ class ChestPredictor:
     def load(cls, path:Path, about:dict, device='cpu'):
         "The model of a folder; a damaged file is named."
         path = Path(path)
-        if about.get('format') != 1: raise InputError(path/'predictor.json', got=f"format {about.get('format')}", expected='format 1')
-        file = path/'readings.safetensors'
-        if not file.is_file(): raise InputError(file, got='no such file', expected='a whole model folder')
-        if hashlib.sha256(file.read_bytes()).hexdigest() != about['sha256']:
-            raise InputError(file, got='other bytes than were written', expected=f"sha256 {about['sha256'][:12]}...", remedy='copy the model again')
+        tensors = {k: v.astype(float) for k, v in load_readings(path, about).items()}
         detector = DETECTORS[about['located']](width=about['landmark_width'])
         net = MultiRoiRegressor(about['arch'], len(ROIS), len(LUMBAR), about['width'], about['norms'])
         for model, folder in ((detector, 'detector'), (net, 'network')): model.load_state_dict(load_weights(path/folder)[0]); model.eval().to(device)
-        tensors = {k: v.double().numpy() for k, v in load_file(file).items()}
         return cls(detector, net, about, tensors, f"{about['name']} {about['sha256'][:8]}")
 
     @property

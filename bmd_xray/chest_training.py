@@ -8,14 +8,12 @@ __all__ = ['LEVEL', 'REFERENCE', 'NO_CHEST', 'ChestPredictorConfig', 'as_chest_f
 
 # %% ../nbs/93_chest_training.ipynb #c002
 import argparse
-import hashlib
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from safetensors.torch import save_file
 from sklearn.covariance import LedoitWolf
 
 from .batches import network_input
@@ -25,7 +23,7 @@ from .chest_film import ChestPredictor
 from .chest_study import MEAN, OSTEOPOROSIS, ChestPlan, ChestStudy, detector, films_of, load_chest_study, score_levels, trained
 from .core import InputError, atomic_path, data_path, provenance, write_json
 from .metrics import bootstrap_ci
-from .predict import Film, load_predictor
+from .predict import Film, load_predictor, save_readings
 from .reliability import conformal_quantile, fit_spread
 from .training import save_weights
 
@@ -90,11 +88,7 @@ def save_chest_predictor(predictor:ChestPredictor, out:str|Path) -> Path:
     "Write a model folder; networks in half precision."
     out = Path(out)
     save_weights(out/'detector', predictor.detector, {}, 'float16'); save_weights(out/'network', predictor.net, {}, 'float16')
-    with atomic_path(out/'readings.safetensors') as tmp:
-        save_file({k: torch.as_tensor(np.ascontiguousarray(v), dtype=torch.float32) for k, v in predictor.tensors.items()}, tmp)
-    predictor.about['sha256'] = hashlib.sha256((out/'readings.safetensors').read_bytes()).hexdigest()
-    write_json(out/'predictor.json', predictor.about)
-    return out
+    return save_readings(out, predictor.about, {k: v.astype(np.float32) for k, v in predictor.tensors.items()})
 
 def score_chest_predictor(
     predictor:ChestPredictor,

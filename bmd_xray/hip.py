@@ -8,13 +8,11 @@ __all__ = ['SIZE', 'STEP_MM', 'MIDLINE_MM', 'ABOVE_MM', 'ANCHOR', 'CHANNELS', 'U
            'encode', 'missing_share', 'HipPredictor']
 
 # %% ../nbs/84_hip.ipynb #c002
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 
 from .anatomy import MUSCLES
 from .batches import normalise_xray
@@ -22,7 +20,7 @@ from .bmd import drr_to_bmd
 from .core import InputError
 from .decomposition import Trained, load_model, predict_drr
 from .femur import t_score
-from .predict import Film, Flag, Map, Measure, Prediction, Site, cut_field, register
+from .predict import Film, Flag, Map, Measure, Prediction, Site, cut_field, load_readings, register
 from .reliability import drr_signs
 
 # %% ../nbs/84_hip.ipynb #c005
@@ -168,12 +166,7 @@ class HipPredictor:
     def load(cls, path:Path, about:dict, device='cpu'):
         "The model of a folder; a damaged file is named."
         path = Path(path)
-        if about.get('format') != 1: raise InputError(path/'predictor.json', got=f"format {about.get('format')}", expected='format 1')
-        file = path/'readings.safetensors'
-        if not file.is_file(): raise InputError(file, got='no such file', expected='a whole model folder')
-        if hashlib.sha256(file.read_bytes()).hexdigest() != about['sha256']:
-            raise InputError(file, got='other bytes than were written', expected=f"sha256 {about['sha256'][:12]}...", remedy='copy the model again')
-        tensors = {k: v.float().numpy() for k, v in load_file(file).items()}
+        tensors = {k: v.astype(np.float32) for k, v in load_readings(path, about).items()}
         return cls(load_model(path/'locator', device), load_model(path/'decomposition', device), about, tensors, f"{about['name']} {about['sha256'][:8]}")
 
     # what a film of this model's kind is read with

@@ -8,7 +8,6 @@ __all__ = ['LEVEL', 'SHARES', 'fit_lines', 'as_seen', 'run_chain', 'score_limit'
 
 # %% ../nbs/90_hip_training.ipynb #c002
 import argparse
-import hashlib
 from dataclasses import asdict, fields
 from pathlib import Path
 
@@ -16,7 +15,6 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from sklearn.covariance import LedoitWolf
 from tqdm import tqdm
 
@@ -30,7 +28,7 @@ from .hip_films import BODY_CODE, BODY_MM, CT_MM, WIDE_MM, PredictorConfig, form
 from .losses import LOSSES
 from .metrics import bootstrap_ci, score_table
 from .physics import load_world
-from .predict import Film, find_exposed, load_predictor
+from .predict import Film, find_exposed, load_predictor, save_readings
 from .reliability import conformal_quantile, fit_spread
 
 # %% ../nbs/90_hip_training.ipynb #c005
@@ -196,12 +194,7 @@ def save_predictor(predictor:HipPredictor, out:str|Path) -> Path:
     "Write a model folder; networks and tensors in half precision."
     out = Path(out)
     save_model(predictor.locator, out/'locator', 'float16'); save_model(predictor.net, out/'decomposition', 'float16')
-    with atomic_path(out/'readings.safetensors') as tmp:
-        kept = {k: torch.as_tensor(np.ascontiguousarray(v)) for k, v in predictor.tensors.items()}
-        save_file({k: v.to(torch.float16 if k == 'expected' else torch.float32) for k, v in kept.items()}, tmp)
-    predictor.about['sha256'] = hashlib.sha256((out/'readings.safetensors').read_bytes()).hexdigest()
-    write_json(out/'predictor.json', predictor.about)
-    return out
+    return save_readings(out, predictor.about, {k: v.astype(np.float16 if k == 'expected' else np.float32) for k, v in predictor.tensors.items()})
 
 def train_predictor(
     config:PredictorConfig=PredictorConfig(),
