@@ -21,7 +21,7 @@ from .femur import t_score
 from .hip_study import shrink_film
 from .landmark_nets import DETECTORS, find_landmarks
 from .models.multiroi import MultiRoiRegressor
-from .predict import Film, Flag, Measure, Prediction, Site, cut_field, load_readings, register
+from .predict import ALIKE, Film, Flag, Measure, Prediction, Site, alikeness, cut_field, load_readings, register
 from .rois import ROIS, crop_rois, roi_corners, roi_frames
 from .training import load_weights
 
@@ -60,7 +60,7 @@ class ChestPredictor:
     detector:torch.nn.Module
     net:torch.nn.Module
     about:dict         # lines, limits, sizes, provenance
-    tensors:dict       # errors (N, 4), features_mean, features_whiten
+    tensors:dict       # errors (N, 4), features_mean, features_whiten, look (256,)
     name:str = 'chest'
     t_regions = tuple(f'lumbar_{v}' for v in LUMBAR) # of a T-score's reference
 
@@ -84,9 +84,13 @@ class ChestPredictor:
         if view and view not in ('AP', 'PA'): raise InputError('film', got=f'view {view}', expected='a frontal view, PA or AP')
 
     def raw(self, film:Film) -> dict: # field, points (16, 2) in its pixels, step and corner in mm, bmd (4,) unread, distance
-        "A film, unread."
+        "A film, unread. Raises `InputError` where it shows no chest."
         a = self.about
         field, step, corner = chest_field(film, a['rows'])
+        if (alike := alikeness(field, self.tensors['look'])) < ALIKE:
+            raise InputError('film', got=f'a picture unlike the chest films that were learned from (correlation {alike:.2f})',
+                             expected=f'a frontal chest film ({ALIKE} or more)',
+                             remedy='turn the film upright; give the true --spacing; hips have a model of their own')
         factor = a['rows']//a['landmark_rows']
         points = (find_landmarks(self.detector, shrink_film(field[None, None], a['landmark_rows']))[0] + .5)*factor - .5
         try: rois = crop_rois(field, points, a['roi'])
@@ -124,10 +128,6 @@ class ChestPredictor:
         if reference:
             for region in self.t_regions: t_score(1., reference, region)
         limit, raw = self.about['limits'], self.raw(film)
-        if raw['distance'] > limit['no_chest']:
-            raise InputError('film', got=f"a picture unlike any chest film that was learned from ({raw['distance']:.1f})",
-                             expected=f"a frontal chest film ({limit['no_chest']:.1f} or less)",
-                             remedy='turn the film upright; give the true --spacing; hips have a model of their own')
         flags, (high, wide) = [], film.size_mm
         if raw['distance'] > limit['distance']:
             flags.append(Flag('out of distribution', 'the picture is unlike all that the model has learned from', raw['distance'], limit['distance']))
