@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from sklearn.covariance import LedoitWolf
 
 from .batches import network_input
 from .chest import LUMBAR
@@ -24,7 +23,7 @@ from .chest_study import MEAN, OSTEOPOROSIS, ChestPlan, ChestStudy, detector, fi
 from .core import InputError, atomic_path, data_path, provenance, write_json
 from .metrics import bootstrap_ci
 from .predict import Film, glance, load_predictor, save_readings
-from .reliability import conformal_quantile, fit_spread
+from .reliability import conformal_quantile, fit_features, left_out_errors
 from .training import save_weights
 
 # %% ../nbs/93_chest_training.ipynb #c005
@@ -70,12 +69,8 @@ def fit_chest_readings(
     read, patient = np.stack([r['bmd'] for r in raw]), np.asarray(patient, str)
     lines, half, errors = [], [], np.zeros_like(read)
     for i in range(len(LUMBAR)):
-        x, y = read[:, i], np.asarray(true, float)[:, i]
-        full = fit_spread(x, y, patient, kind='least')
-        for p in np.unique(patient):
-            o = patient != p
-            errors[~o, i] = y[~o] - fit_spread(x[o], y[o], patient[o], kind='least')(x[~o])
-        lines.append([full.slope, full.intercept]); half.append(conformal_quantile(np.abs(errors[:, i]), patient, LEVEL))
+        line, errors[:, i] = left_out_errors(read[:, i], np.asarray(true, float)[:, i], patient)
+        lines.append([line.slope, line.intercept]); half.append(conformal_quantile(np.abs(errors[:, i]), patient, LEVEL))
     n = len(np.unique(patient))
     distance = conformal_quantile([r['distance'] for r in raw], patient, min(.97, n/(n + 1)))
     predictor.about |= dict(lines=lines, half=half, limits=dict(distance=distance, beyond=2),
@@ -125,9 +120,7 @@ def train_chest_predictor(
     with torch.inference_mode():
         parts = (network_input(torch.as_tensor(data['train'].xray[k:k + 32].astype(np.float32))) for k in range(0, len(data['train']), 32))
         features = np.concatenate([net.features(x).mean(1).numpy() for x in parts]).astype(float)
-    values, vectors = np.linalg.eigh(LedoitWolf().fit(features).covariance_)
-    tensors = dict(errors=np.zeros((1, len(LUMBAR))), features_mean=features.mean(0), features_whiten=vectors/np.sqrt(np.maximum(values, 1e-9)),
-                   look=glance(films.film[sets == 'train'][:, 0]).mean(0))
+    tensors = dict(errors=np.zeros((1, len(LUMBAR))), look=glance(films.film[sets == 'train'][:, 0]).mean(0), **fit_features(features))
     about = dict(format=1, kind='chest-multi-roi', name='chest, synthetic', level=LEVEL, located=study.located, arch=plan.arch,
                  width=plan.width, norms=plan.norms,
                  **{k: getattr(study, k) for k in ('rows', 'landmark_rows', 'landmark_width', 'roi')},

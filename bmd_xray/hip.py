@@ -21,7 +21,7 @@ from .core import InputError
 from .decomposition import Trained, load_model, predict_drr
 from .femur import t_score
 from .predict import Film, Flag, Map, Measure, Prediction, Site, cut_field, load_readings, register
-from .reliability import drr_signs
+from .reliability import drr_signs, feature_distance
 
 # %% ../nbs/84_hip.ipynb #c005
 SIZE, STEP_MM = (128, 64), 2.5             # rows, cols of a hip's field; its pixel in the patient
@@ -179,10 +179,6 @@ class HipPredictor:
             raise InputError('film', got=f'a film of {part}', expected='a pelvis or hip', remedy='choose the film, or the model')
         if view and view not in ('AP', 'PA'): raise InputError('film', got=f'view {view}', expected='a frontal view, AP or PA')
 
-    def _distance(self, features):
-        z = (features - self.tensors['features_mean']) @ self.tensors['features_whiten']
-        return np.sqrt((z**2).mean(-1))
-
     def raw(self, film:Film, at, outer) -> dict: # maps (channels, *SIZE); numbers of every look
         "One hip, unread: mean maps, what the lines go through, and what the flags look at."
         fields = np.stack([hip_field(film.grey, film.pixel_mm, at, outer, s) for s in SHIFTS_MM])
@@ -190,7 +186,7 @@ class HipPredictor:
         back = np.stack([cut_field(m, STEP_MM, tuple(a + s/STEP_MM for a, s in zip(ANCHOR, sh)), SIZE, STEP_MM, ANCHOR) for m, sh in zip(maps, SHIFTS_MM)])
         mean, numbers = back.mean(0), read_maps(maps, threshold)
         return dict(maps=mean, field=fields[0], numbers=numbers, signs=drr_signs(mean[:1], STEP_MM**2, threshold).iloc[0],
-                    distance=float(self._distance(encode(self.net, fields[:1]))[0]),
+                    distance=float(feature_distance(encode(self.net, fields[:1]), self.tensors)[0]),
                     missing=missing_share(self.tensors['expected'], hip_field(film.exposed, film.pixel_mm, at, outer)))
 
     def read(self, numbers:np.ndarray) -> dict: # (N, channels) -> measure -> (N,)
