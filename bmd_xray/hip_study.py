@@ -254,7 +254,8 @@ def train_linear(
     data:HipData
 ) -> dict: # valid, test: BMD as read, g/cm2; alpha
     "Ridge regression of the cells of crops, as networks see them."
-    seen = {k: adaptive_avg_pool2d(network_input(torch.as_tensor(data[k].xray.astype(np.float32))), CELLS).flatten(1).numpy() for k in ('train', 'valid', 'test')}
+    cells = lambda x: adaptive_avg_pool2d(network_input(torch.as_tensor(x.astype(np.float32))), CELLS).flatten(1).numpy()
+    seen = {k: cells(data[k].xray) for k in ('train', 'valid', 'test')}
     fits = {a: make_pipeline(StandardScaler(), Ridge(a)).fit(seen['train'], data['train'].target) for a in np.logspace(0, 5, 21)}
     alpha, best = min(fits.items(), key=lambda f: np.square(f[1].predict(seen['valid']) - data['valid'].target).mean())
     return dict(alpha=float(alpha), **{k: best.predict(seen[k]) for k in ('valid', 'test')})

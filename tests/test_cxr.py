@@ -89,8 +89,8 @@ def test_predict_reads_a_chest_and_refuses_a_hip(tmp_path):
     hip = Patient('predict-test-film', 1)
     shot = hip.exposures()[0]
     other = hip.film(shot, (128, 64), spacing_mm=3.).astype(np.float32)
-    write_radiograph(Radiograph(other, 2.5*shot.sdd/shot.sod, (0., 4095.), shot.sdd/shot.sod, view='AP', body_part='CHEST'), tmp_path/'hip.dcm') # the header lies
-    write_radiograph(Radiograph(other, 2.5*shot.sdd/shot.sod, (0., 4095.), shot.sdd/shot.sod, view='AP', body_part='PELVIS'), tmp_path/'named.dcm')
+    for name, said in (('hip', 'CHEST'), ('named', 'PELVIS')): # one header lies
+        write_radiograph(Radiograph(other, 2.5*shot.sdd/shot.sod, (0., 4095.), shot.sdd/shot.sod, view='AP', body_part=said), tmp_path/f'{name}.dcm')
     table, failed = predict_images([tmp_path/f'{n}.dcm' for n in ('chest', 'hip', 'named')], tmp_path/'out', 'chest', 'hologic', dicom=True)
     assert table.site.tolist() == ['L1', 'L2', 'L3', 'L4'] and table.abmd.between(.3, 1.8).all()
     assert (table.osteoporosis_low <= table.osteoporosis).all() and (table.osteoporosis <= table.osteoporosis_high).all()
