@@ -211,7 +211,7 @@ def _to_dicom(r, a, bits):
     ds.update({'SOPClassUID': meta.MediaStorageSOPClassUID, 'SOPInstanceUID': meta.MediaStorageSOPInstanceUID,
         'StudyInstanceUID': uid('study'), 'SeriesInstanceUID': uid('series'), 'SeriesNumber': 1, 'InstanceNumber': 1,
         'PatientIdentityRemoved': 'YES', 'DeidentificationMethod': 'never held an identity',
-        'Modality': r.modality if r.modality in MODALITIES else 'DX', 'BodyPartExamined': r.body_part or 'PELVIS', 'ViewPosition': r.view or 'AP',
+        'Modality': r.modality if r.modality in MODALITIES else 'DX', 'BodyPartExamined': r.body_part or '', 'ViewPosition': r.view or '',
         'PatientOrientation': ['P' if r.view == 'LL' else 'L', 'F'],
         'ImageType': ['DERIVED', 'PRIMARY'], 'PresentationIntentType': 'FOR PRESENTATION', 'BurnedInAnnotation': 'NO',
         'Rows': a.shape[0], 'Columns': a.shape[1], 'SamplesPerPixel': 1, 'PhotometricInterpretation': 'MONOCHROME2',

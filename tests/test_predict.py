@@ -262,7 +262,7 @@ def test_another_kind_registers_and_is_served(dicom, tmp_path):
             return Prediction('toy-spine', self.name, film, tuple(Site(f'L{i}', None, (measure(i),), (), {}, (0, 10, 0, 10)) for i in range(1, 5)), .9)
     try:
         (tmp_path/'m').mkdir(); (tmp_path/'m'/'predictor.json').write_text('{"kind": "toy-spine"}')
-        films = dicom('p.dcm'), dicom('c.dcm', BodyPartExamined='CHEST', StudyInstanceUID=generate_uid())
+        films = dicom('p.dcm', BodyPartExamined='PELVIS'), dicom('c.dcm', BodyPartExamined='CHEST', StudyInstanceUID=generate_uid())
         table, failed = predict_images(films, tmp_path/'out', model=tmp_path/'m', dicom=True)
         assert list(table.site) == ['L1', 'L2', 'L3', 'L4'] and len(failed) == 1
         assert len(list((tmp_path/'out').rglob('report.dcm'))) == 1
