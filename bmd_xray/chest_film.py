@@ -20,7 +20,7 @@ from .femur import t_score
 from .hip_study import shrink_film
 from .landmark_nets import DETECTORS, find_landmarks
 from .models.multiroi import MultiRoiRegressor
-from .predict import ALIKE, Film, Flag, Prediction, Site, alikeness, bone_measures, cut_field, load_readings, register
+from .predict import ALIKE, Film, Flag, Prediction, Site, alikeness, bone_measures, cut_field, load_readings, register, stranger_flags
 from .reliability import feature_distance
 from .rois import ROIS, crop_rois, roi_corners, roi_frames
 from .training import load_weights
@@ -106,9 +106,7 @@ class ChestPredictor:
         if reference:
             for region in self.t_regions: t_score(1., reference, region)
         limit, raw = self.about['limits'], self.raw(film)
-        flags, (high, wide) = [], film.size_mm
-        if raw['distance'] > limit['distance']:
-            flags.append(Flag('out of distribution', 'the picture is unlike all that the model has learned from', raw['distance'], limit['distance']))
+        flags, (high, wide) = stranger_flags(raw['distance'], limit['distance']), film.size_mm
         mm = raw['corner'] + raw['points']*raw['step']
         if (beyond := int(((mm < 0) | (mm > [high, wide])).any(1).sum())) > limit['beyond']:
             flags.append(Flag('cropped anatomy', f'{beyond} of 16 landmarks lie beyond the film', beyond, limit['beyond']))

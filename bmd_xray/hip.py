@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SIZE', 'STEP_MM', 'MIDLINE_MM', 'ABOVE_MM', 'ANCHOR', 'CHANNELS', 'UNITS', 'MEASURES', 'LOOK', 'LOOK_MM', 'PLACES',
-           'SHIFTS_MM', 'TITLES', 'hip_field', 'look', 'peak', 'Located', 'find_hips', 'metal_near', 'read_maps',
-           'encode', 'missing_share', 'HipPredictor']
+           'SHIFTS_MM', 'TITLES', 'hip_grid', 'hip_field', 'field_to_film', 'look', 'peak', 'Located', 'find_hips',
+           'metal_near', 'implant_flags', 'read_maps', 'encode', 'missing_share', 'HipPredictor']
 
 # %% ../nbs/84_hip.ipynb #c002
 from dataclasses import dataclass
@@ -20,13 +20,13 @@ from .bmd import drr_to_bmd
 from .core import InputError
 from .decomposition import Trained, load_model, predict_drr
 from .femur import t_score
-from .predict import Film, Flag, Map, Measure, Prediction, Site, cut_field, load_readings, register
+from .predict import Film, Flag, Map, Measure, Prediction, Site, cut_field, load_readings, register, stranger_flags
 from .reliability import drr_signs, feature_distance
 
 # %% ../nbs/84_hip.ipynb #c005
 SIZE, STEP_MM = (128, 64), 2.5             # rows, cols of a hip's field; its pixel in the patient
 MIDLINE_MM, ABOVE_MM = 84., 38.            # joint to midline (mean of 60 sampled patients, SD 2.7), joint above the field's middle
-ANCHOR = (SIZE[0] - 1)/2 - ABOVE_MM/STEP_MM, MIDLINE_MM/STEP_MM - .5
+ANCHOR = (SIZE[0] - 1)/2 - ABOVE_MM/STEP_MM, MIDLINE_MM/STEP_MM - .5 # the joint in the field
 CHANNELS = ('bone', *[f'{m}_{what}' for what in ('volume', 'lean') for m in MUSCLES])
 UNITS = ('g/cm2', *['cm']*len(MUSCLES), *['g/cm2']*len(MUSCLES))
 MEASURES = dict(abmd='g/cm2', vbmd='mg/cm3', **{c: 'cm3' if c.endswith('volume') else 'g' for c in CHANNELS[1:]})
@@ -34,16 +34,36 @@ LOOK, LOOK_MM = (96, 96), 5.               # what the locator sees at once
 PLACES = 'outer side on the left', 'outer side on the right', 'metal' # the locator's channels
 SHIFTS_MM = ((0, 0), (6, 0), (-6, 0), (0, 6), (0, -6)) # a hip is looked at this often
 
+def hip_grid(
+    rows:int=SIZE[0] # of the field
+) -> tuple[tuple[int, int], float, tuple[float, float]]: # rows, cols; pixel, mm; row, col of the joint
+    "The field of a hip on a grid of any fineness."
+    step = SIZE[0]*STEP_MM/rows
+    return (rows, rows//2), step, ((rows - 1)/2 - ABOVE_MM/step, MIDLINE_MM/step - .5)
+
 def hip_field(
     picture:np.ndarray, # (..., rows, cols) of the film
     pixel_mm:float,
     at:tuple[float, float], # row, col of the joint, pixels
     outer:str,          # the side of the film, left or right, on which the hip's outer side is
-    shift_mm:tuple[float, float]=(0, 0) # of the field
-) -> np.ndarray: # (..., *SIZE)
+    shift_mm:tuple[float, float]=(0, 0), # of the field
+    rows:int=SIZE[0]    # of the field
+) -> np.ndarray: # (..., rows, rows/2)
     "A hip's field, its outer side on the right."
-    anchor = tuple(a + s/STEP_MM for a, s in zip(ANCHOR, shift_mm))
-    return cut_field(picture, pixel_mm, at, SIZE, STEP_MM, anchor, mirror=outer == 'left')
+    size, step, joint = hip_grid(rows)
+    anchor = tuple(a + s/step for a, s in zip(joint, shift_mm))
+    return cut_field(picture, pixel_mm, at, size, step, anchor, mirror=outer == 'left')
+
+def field_to_film(
+    points,             # (..., 2) row, col in the field
+    at:tuple[float, float], # row, col of the joint, film pixels
+    pixel_mm:float,     # of the film
+    outer:str,
+    rows:int=SIZE[0]    # of the field
+) -> np.ndarray: # (..., 2) mm down and right of the film's corner
+    "Where places in a hip's field are on the film."
+    _, step, joint = hip_grid(rows)
+    return (np.asarray(at) + .5)*pixel_mm + (np.asarray(points, float) - joint)*step*np.array([1, -1 if outer == 'left' else 1])
 
 # %% ../nbs/84_hip.ipynb #c008
 def look(
@@ -123,6 +143,13 @@ def metal_near(
     near = ((rows > -70) & (rows < 170))[:, None] & (np.abs(cols) < 75)
     return float((near & (heat[2] > .5)).sum()*LOOK_MM**2/100)
 
+def implant_flags(
+    metal_cm2:float, # of `metal_near`
+    limit:float
+) -> list[Flag]:
+    "Metal at a hip leaves no bone density."
+    return [Flag('implant', f'{metal_cm2:.1f} cm² of metal at the hip: no bone density here', metal_cm2, limit, True)] if metal_cm2 > limit else []
+
 # %% ../nbs/84_hip.ipynb #c011
 def read_maps(
     maps:np.ndarray,   # (N, channels, rows, cols), physical units
@@ -196,10 +223,7 @@ class HipPredictor:
 
     def _flags(self, raw, spread, metal_cm2) -> list[Flag]:
         limit, out, area, whole = self.about['limits'], [], *raw['signs'][['area_cm2', 'in_one_piece']].astype(float)
-        if metal_cm2 > limit['metal_cm2']:
-            out.append(Flag('implant', f'{metal_cm2:.1f} cm² of metal at the hip: no bone density here', metal_cm2, limit['metal_cm2'], True))
-        if raw['distance'] > limit['distance']:
-            out.append(Flag('out of distribution', 'the picture is unlike all that the model has learned from', raw['distance'], limit['distance']))
+        out += [*implant_flags(metal_cm2, limit['metal_cm2']), *stranger_flags(raw['distance'], limit['distance'])]
         lost = raw['missing']
         if lost[0] > limit['missing']: out.append(Flag('cropped anatomy', f'{100*lost[0]:.0f} % of a proximal femur lies beyond the film: no bone density here',
                                                        float(lost[0]), limit['missing'], True))
@@ -246,9 +270,7 @@ class HipPredictor:
             spread = float(self.read(raw['numbers'])['abmd'].std(ddof=1))
             flags = [*hip.flags, *self._flags(raw, spread, metal_cm2)]
             turn = (lambda a: a[:, ::-1]) if hip.outer == 'left' else (lambda a: a)
-            joint = [(x + .5)*film.pixel_mm for x in hip.at] # mm from the film's corner
-            left = ANCHOR[1] if hip.outer == 'right' else SIZE[1] - 1 - ANCHOR[1]
-            corner = (joint[0] - ANCHOR[0]*STEP_MM, joint[1] - left*STEP_MM)
+            corner = tuple(field_to_film((0, SIZE[1] - 1 if hip.outer == 'left' else 0), hip.at, film.pixel_mm, hip.outer).tolist()) # upper left
             maps = {c: Map(np.ascontiguousarray(turn(m)), unit, STEP_MM, corner, TITLES.get(c, 'Proximal femur'))
                     for c, unit, m in zip(CHANNELS, UNITS, raw['maps'])}
             box = (corner[0] - STEP_MM/2, corner[0] + (SIZE[0] - .5)*STEP_MM, corner[1] - STEP_MM/2, corner[1] + (SIZE[1] - .5)*STEP_MM)

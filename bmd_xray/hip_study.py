@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SPOT_MM', 'FAINT', 'PRETRAINED', 'TUNED', 'LINEAR', 'CELLS', 'HipStudy', 'shrink_film', 'train_localiser',
-           'localiser', 'locate', 'HipData', 'crop_hips', 'load_study', 'HipPlan', 'train_arm', 'train_linear',
-           'score_seeds']
+           'localiser', 'locate', 'are_necks', 'HipData', 'crop_hips', 'load_study', 'HipPlan', 'train_arm',
+           'train_linear', 'score_seeds']
 
 # %% ../nbs/76_hip_study.ipynb #c002
 from collections.abc import Mapping
@@ -116,6 +116,15 @@ def locate(
     f = film.shape[-2]//rows
     return (at + .5)*f - .5, height
 
+def are_necks(
+    points:np.ndarray, # (N, 3, 2)
+    height:np.ndarray, # (N, 3)
+    pixel_mm:float     # of the films
+) -> np.ndarray: # (N,) bool
+    "Whether what was found can be a femur: no spot faint, head and lesser trochanter as far apart as they are in people."
+    reach = np.linalg.norm(points[:, 0] - points[:, 2], axis=-1)*pixel_mm
+    return (height.min(1) >= FAINT) & (reach > 30) & (reach < 150)
+
 # %% ../nbs/76_hip_study.ipynb #c012
 @dataclass(frozen=True, eq=False)
 class HipData:
@@ -158,8 +167,7 @@ def load_study(
             if not labelled.all(): raise InputError('unlabelled hips', got='no points', expected="located='network'")
             points, height = hips.points, np.ones(hips.points.shape[:2])
         else: points, height = locate(finder, hips.film, study.landmark_rows)
-        reach = np.linalg.norm(points[:, 0] - points[:, 2], axis=-1)*hips.pixel_mm
-        fine = (height.min(1) >= FAINT) & (reach > 30) & (reach < 150) & ~(labelled & (hips.table.dxa.isna() | np.isnan(hips.points).any((1, 2))))
+        fine = are_necks(points, height, hips.pixel_mm) & ~(labelled & (hips.table.dxa.isna() | np.isnan(hips.points).any((1, 2))))
         lost += int((~fine).sum())
         mm = np.linalg.norm(points - hips.points, axis=-1)*hips.pixel_mm
         errors += [dict(set=r.set, patient=r.patient, side=r.side, point=p, mm=float(mm[i, j]), height=float(height[i, j]))

@@ -52,11 +52,12 @@ def fit_lines(
     return lines, intervals
 
 def as_seen(
-    picture:np.ndarray # (rows, cols), 0 to 4095, on the grid of `WIDE_MM`
+    picture:np.ndarray, # (rows, cols), 0 to 4095
+    pixel_mm:float=WIDE_MM
 ) -> Film:
     "A formed film as `predict` meets it."
     grey = picture.astype(np.float32)/4095
-    return Film(grey, WIDE_MM, find_exposed(grey))
+    return Film(grey, pixel_mm, find_exposed(grey))
 
 def run_chain(
     predictor:HipPredictor, patients, config, films:int, change=None # of a film and its generator

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BORDER', 'STRETCH', 'GLANCE', 'ALIKE', 'OSTEOPOROSIS', 'KINDS', 'READINGS', 'Film', 'find_exposed', 'as_film',
            'cut_field', 'glance', 'alikeness', 'Measure', 'Flag', 'Map', 'Site', 'Prediction', 'bone_measures',
-           'register', 'save_readings', 'load_readings', 'load_predictor']
+           'stranger_flags', 'register', 'save_readings', 'load_readings', 'load_predictor']
 
 # %% ../nbs/81_predict.ipynb #c002
 import hashlib
@@ -203,21 +203,30 @@ def bone_measures(
     level:float,         # of the intervals
     reference:str|None,  # of the T-score; None gives none, and no probability
     region:str,          # of the reference: 'total_hip', 'lumbar_L1', ...
-    title:str='aBMD'
+    title:str='aBMD',
+    refused:str=''       # the reason, where there is to be no value
 ) -> tuple[Measure, ...]: # abmd; t_score and osteoporosis
     "A bone's density with its interval, and what it means by a reference."
-    three = value, max(value - half, 0.), value + half
-    out = [Measure('abmd', 'g/cm2', *three, '', title)]
+    out = [('abmd', 'g/cm2', title)]
+    if reference: out += [('t_score', '', f'T-score ({reference})'), ('osteoporosis', '%', f'Probability of T < {OSTEOPOROSIS}')]
+    if refused: return tuple(Measure(name, unit, refused=refused, title=words) for name, unit, words in out)
+    numbers = [(value, max(value - half, 0.), value + half)]
     if reference:
         zero, one = t_score(0., reference, region), t_score(1., reference, region)
         chance = chance_below(value, (OSTEOPOROSIS - zero)/(one - zero), errors, level)
-        out += [Measure('t_score', '', *[float(t_score(x, reference, region)) for x in three], '', f'T-score ({reference})'),
-                Measure('osteoporosis', '%', *[100*x for x in chance], '', f'Probability of T < {OSTEOPOROSIS}')]
-    return tuple(out)
+        numbers += [[float(t_score(x, reference, region)) for x in numbers[0]], [100*x for x in chance]]
+    return tuple(Measure(name, unit, *three, '', words) for (name, unit, words), three in zip(out, numbers))
+
+def stranger_flags(
+    distance:float, # of features
+    limit:float
+) -> list[Flag]:
+    "A picture whose features lie beyond those of calibration films."
+    return [Flag('out of distribution', 'the picture is unlike all that the model has learned from', distance, limit)] if distance > limit else []
 
 # %% ../nbs/81_predict.ipynb #c016
 # kind -> the module that registers it, or the class itself
-KINDS:dict[str, str|type] = {'hip-decomposition': 'bmd_xray.hip', 'chest-multi-roi': 'bmd_xray.chest_film'}
+KINDS:dict[str, str|type] = {'hip-decomposition': 'bmd_xray.hip', 'chest-multi-roi': 'bmd_xray.chest_film', 'hip-neck-roi': 'bmd_xray.hip_neck_film'}
 
 READINGS = 'readings.safetensors'
 
