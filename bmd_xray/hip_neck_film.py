@@ -96,8 +96,8 @@ class NeckPredictor:
         return slope*bmd + intercept
 
     def _flags(self, raw, metal_cm2) -> list[Flag]:
-        limit, out = self.about['limits'], []
-        out += implant_flags(metal_cm2, limit['metal_cm2'])
+        limit = self.about['limits']
+        if out := implant_flags(metal_cm2, limit['metal_cm2']): return out # no bone is to be looked for
         if raw['alike'] < ALIKE: out.append(Flag('no hip', 'the field does not look like the hips that the model has learned from', raw['alike'], ALIKE, True))
         if 'bmd' not in raw: return [*out, NO_NECK]
         if raw['missing'] > limit['missing']:

@@ -9,6 +9,7 @@ __all__ = ['REFERENCE', 'NeckPredictorConfig', 'whole_films', 'run_neck_chain', 
 # %% ../nbs/99_neck_training.ipynb #c002
 import argparse
 from dataclasses import asdict, dataclass, fields
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from .core import InputError, atomic_path, cache_path, code_hash, content_hash, 
 from .decomposition import save_model
 from .femur import t_score
 from .hip import field_to_film, metal_near
-from .hip_neck_film import NeckPredictor
+from .hip_neck_film import NeckPredictor, neck_square
 from .hip_rois import HipSet
 from .hip_study import PRETRAINED, TUNED, HipPlan, HipStudy, load_study, localiser, train_arm
 from .hip_training import LEVEL, as_seen, crop_at_random, missing_limit
@@ -40,11 +41,11 @@ class NeckPredictorConfig:
     train:int = 1000
     validation:int = 200     # they decide which weights are kept
     calibrate:int = 120      # by them its answers are read
-    test:int = 160
+    test:int = 120
     unlabelled:int = 480     # for methods that learn from them
     landmark_hips:int = 60
     landmark_steps:int = 400
-    steps:int = 1600         # of the pre-training
+    steps:int = 2400         # of the pre-training
     tune_steps:int = 300     # of what begins from it
     rows:int = 192           # pixels of a hip's film, down
     seed:int = 0
@@ -80,14 +81,14 @@ def whole_films(
 def run_neck_chain(
     predictor:NeckPredictor,
     hips:HipSet,
-    change=None # of a film and its generator
+    change=None, # of a film and its generator
+    times:int=1  # each film, changed otherwise every time
 ) -> pd.DataFrame: # a row a hip: patient, side, dxa, found, and of those found bmd (unread), off_mm, height of things
     "Films through locator, localiser and network, as `predict` takes them."
     out = {}
-    for rows, picture in whole_films(hips):
+    for (rows, picture), k in product(whole_films(hips), range(times)):
         patient = hips.table.patient[rows['left']]
-        if change: picture = change(picture, rng_for(patient, 'neck', 'change'))
-        film = as_seen(picture, hips.pixel_mm)
+        film = as_seen(change(picture, rng_for(patient, 'neck', 'change', k)) if change else picture, hips.pixel_mm)
         try: found, heat = predictor.hips(film)
         except InputError: found, heat = [], None
         found = {h.side: h for h in found}
@@ -101,7 +102,7 @@ def run_neck_chain(
                     true = (np.array([r, c + hips.size[1] if side == 'left' else hips.size[1] - 1 - c]) + .5)*hips.pixel_mm
                     off = field_to_film(raw['points'][1], hip.at, film.pixel_mm, hip.outer, predictor.about['rows']) - true
                     row |= dict(found=True, off_mm=float(np.hypot(*off)), **{k: raw[k] for k in ('bmd', 'distance', 'missing')})
-            out[i] = row
+            out[i, k] = row
     return pd.DataFrame([out[i] for i in sorted(out)])
 
 # %% ../nbs/99_neck_training.ipynb #c010
@@ -117,8 +118,8 @@ def fit_neck_readings(
     about |= dict(line=[line.slope, line.intercept], half=conformal_quantile(np.abs(predictor.tensors['errors']), table.patient, LEVEL),
                   calibration=dict(hips=len(table), patients=line.patients))
     about['limits'] |= dict(distance=conformal_quantile(table.distance, table.patient, min(.97, line.patients/(line.patients + 1))), missing=1.)
-    cut = run_neck_chain(predictor, hips, crop_at_random)
-    cut = cut[cut.found]
+    cut = run_neck_chain(predictor, hips, crop_at_random, 6)
+    cut = pd.concat([table, cut[cut.found]])
     about['limits']['missing'], about['cropping'] = missing_limit(cut.missing, (predictor.read(cut.bmd) - cut.dxa).abs() <= about['half'])
 
 def save_neck_predictor(predictor:NeckPredictor, out:str|Path) -> Path:
@@ -158,7 +159,7 @@ def score_neck_predictor(
     located = run_neck_chain(predictor, hips)
     found = dict(hips=len(table), found=int(table.found.sum()), ill=int(ill.sum()), refused=int((table.found & table.abmd.isna()).sum()),
                  neck_off_mm=dict(mean=float(located.off_mm.mean()), p95=float(located.off_mm.quantile(.95)), max=float(located.off_mm.max())),
-                 alike=dict(least=float(located.alike.min())), flags={k: int(v) for k, v in table['flags'].explode().dropna().value_counts().items()})
+                 alike_least=float(located.alike.min()), flags={k: int(v) for k, v in table['flags'].explode().dropna().value_counts().items()})
     implants = []
     for p in list(dict.fromkeys(table.patient))[:operated]:
         patient = Patient(p, 1, predictor.about['config']['seed'])
@@ -180,8 +181,9 @@ def train_neck_predictor(
     hip = load_predictor(data_path('weights', 'hip')) # its locator, and how sure that has to be
     data, find, state, arms = load_study(study, workers), localiser(study, workers), None, {}
     made_by = code_hash('hip_study', 'self_training', 'regression', 'training', 'batches', 'models.se', 'models.regressors')
-    key = content_hash(data.hash, asdict(config), asdict(plan), made_by)
     for arm in config.arms:
+        learnt = [(k, d.xray, d.target) for k, d in data.sets.items() if k in ('train', 'valid') or (k == 'unlabelled' and arm in TUNED)]
+        key = content_hash(learnt, asdict(plan), made_by)
         trained = train_arm(data, plan, arm, state, cache_path('predict', f"neck-{arm.replace(' ', '_')}-{key}.ckpt"))
         state, arms[arm] = trained['state'], float(np.corrcoef(trained['valid'], data['valid'].target)[0, 1])
     net = EmbeddingRegressor(plan.arch, width=plan.width)
@@ -190,7 +192,7 @@ def train_neck_predictor(
         parts = (network_input(torch.as_tensor(data['train'].xray[k:k + 64].astype(np.float32))) for k in range(0, len(data['train']), 64))
         features = np.concatenate([net.embed(x).numpy() for x in parts])
     layout = study.layout()
-    first = study.load(layout[layout['set'] == 'train'], workers)
+    first = study.load(layout[layout['set'] == 'train'][:study.landmark_hips], workers)
     about = dict(format=1, kind='hip-neck-roi', name='hip by the neck, synthetic', level=LEVEL, arch=plan.arch, width=plan.width,
                  **{k: getattr(study, k) for k in ('rows', 'landmark_rows', 'roi')}, magnification=float(first.table.magnification.mean()),
                  method=config.method, validation_r=arms, hips={k: len(d) for k, d in data.sets.items() if k in ('train', 'valid', 'unlabelled')},
@@ -198,8 +200,13 @@ def train_neck_predictor(
                  notes=['learned from synthetic patients only, lying, before any operation',
                         'what is read is BMD of the proximal femur as DXA gives it; the square about the neck is where it is read'],
                  config=asdict(config), provenance=provenance())
-    tensors = dict(look=glance(first.film[:, 0]).mean(0), **fit_features(features))
-    predictor = NeckPredictor(hip.locator, find, net, about, tensors)
+    predictor = NeckPredictor(hip.locator, find, net, about, fit_features(features))
+    as_cut = []
+    for _, picture in whole_films(first):
+        film = as_seen(picture, first.pixel_mm)
+        try: as_cut += [neck_square(film, h, find, study.rows, study.landmark_rows, study.roi)['field'] for h in predictor.hips(film)[0]]
+        except InputError: pass # no hip is found on it
+    predictor.tensors['look'] = glance(np.stack(as_cut)).mean(0)
     tested = study.load(layout[layout['set'] == 'test'], workers)
     fit_neck_readings(predictor, tested.where(np.arange(config.calibrate)))
     save_neck_predictor(predictor, out)
