@@ -8,7 +8,7 @@ __all__ = ['LEVEL', 'REFERENCE', 'ChestPredictorConfig', 'as_chest_film', 'fit_c
 
 # %% ../nbs/93_chest_training.ipynb #c002
 import argparse
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +20,9 @@ from .chest import LUMBAR
 from .chest_cohort import CHEST_FIELD_MM, CHEST_SDD, CHEST_SOD, lumbar_t_score
 from .chest_film import ChestPredictor
 from .chest_study import MEAN, OSTEOPOROSIS, ChestPlan, ChestStudy, detector, films_of, load_chest_study, score_levels, trained
-from .core import InputError, atomic_path, data_path, provenance, write_json
+from .core import InputError, data_path, provenance
 from .metrics import bootstrap_ci
-from .predict import Film, glance, load_predictor, save_readings
+from .predict import Film, config_arguments, config_of, glance, load_predictor, save_accuracy, save_readings
 from .reliability import conformal_quantile, fit_features, left_out_errors
 from .training import save_weights
 
@@ -135,20 +135,16 @@ def train_chest_predictor(
     save_chest_predictor(predictor, out)
     predictor = load_predictor(out) # in half precision, as it is shipped
     table, seen = score_chest_predictor(predictor, last.film, last.bmd, last.table.patient)
-    with atomic_path(out/'accuracy.csv') as tmp: table.to_csv(tmp, index=False, float_format='%.4g', lineterminator='\n')
-    write_json(out/'accuracy.json', dict(test=seen, made=provenance()))
+    save_accuracy(out, table, test=seen)
     return table
 
 def add_arguments(parser:argparse.ArgumentParser):
     "Arguments of `bmdx train-predictor --kind chest`."
-    add = parser.add_argument
-    for f in fields(ChestPredictorConfig): add(f"--{f.name.replace('_', '-')}", type=int, default=f.default, help=f'default: {f.default}')
-    add('--workers', type=int, default=1, help='processes that sample patients (default: 1)')
-    add('--out', help='model folder instead of the shipped one')
+    config_arguments(parser, ChestPredictorConfig)
+    parser.add_argument('--workers', type=int, default=1, help='processes that sample patients (default: 1)')
 
 def run_from_args(args) -> int: # exit code
     "Run `bmdx train-predictor --kind chest`."
-    config = ChestPredictorConfig(**{f.name: getattr(args, f.name) for f in fields(ChestPredictorConfig)})
-    table = train_chest_predictor(config, args.out, args.workers)
+    table = train_chest_predictor(config_of(ChestPredictorConfig, args), args.out, args.workers)
     print(table.pivot(index='structure', columns='metric', values='value').round(3).to_string())
     return 0

@@ -69,7 +69,7 @@ COMMANDS = {'run': (lambda: _Run, _Run.__doc__), 'list': (lambda: _List, _List._
             'train-segmentation': (lambda: importlib.import_module('bmd_xray.segmentation_training'), 'make the segmentation weights, from synthetic scans'),
             'pairs': (lambda: importlib.import_module('bmd_xray.many'), "make the training pairs of a cohort or of a hospital's folder"),
             'keep': (lambda: importlib.import_module('bmd_xray.keep'), "measure cohorts once and keep poses, landmarks, calibrations and femora"),
-            'predict': (lambda: importlib.import_module('bmd_xray.predict_run'), 'bone density and muscle from hip and chest films, with intervals, maps and a page'),
+            'predict': (lambda: importlib.import_module('bmd_xray.predict_run'), 'bone density and muscle from films of hip or chest, with intervals, a page'),
             'train-predictor': (lambda: _TrainPredictor, 'make a model that predict ships with, from synthetic films'),
             'bench': (lambda: importlib.import_module('bmd_xray.bench'), 'time the projector, against others where they are installed')}
 

@@ -9,7 +9,7 @@ __all__ = ['LEVEL', 'SHARES', 'fit_lines', 'as_seen', 'run_chain', 'score_limit'
 
 # %% ../nbs/90_hip_training.ipynb #c002
 import argparse
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -21,14 +21,14 @@ from tqdm import tqdm
 from .batches import Augment, PairedData
 from .bmd import tune_threshold
 from .cohort import SIDES
-from .core import InputError, atomic_path, cache_path, code_hash, content_hash, data_path, map_patients, provenance, rng_for, write_json
+from .core import InputError, cache_path, code_hash, content_hash, data_path, map_patients, provenance, rng_for
 from .decomposition import TrainConfig, save_model, train_decomposition
 from .hip import CHANNELS, MEASURES, MUSCLES, HipPredictor, encode, find_hips, look, metal_near, peak
 from .hip_films import BODY_CODE, BODY_MM, CT_MM, WIDE_MM, PredictorConfig, form_films, hip_pairs, load_bodies, locator_pairs, split_patients
 from .losses import LOSSES
 from .metrics import bootstrap_ci, score_table
 from .physics import load_world
-from .predict import Film, find_exposed, load_predictor, save_readings
+from .predict import Film, config_arguments, config_of, find_exposed, load_predictor, save_accuracy, save_readings
 from .reliability import conformal_quantile, fit_features, left_out_errors
 
 # %% ../nbs/90_hip_training.ipynb #c005
@@ -233,21 +233,18 @@ def train_predictor(
     save_predictor(predictor, out)
     predictor = load_predictor(out) # in half precision, as it is shipped
     table, seen = score_predictor(predictor, patients['test'], config)
-    with atomic_path(out/'accuracy.csv') as tmp: table.to_csv(tmp, index=False, float_format='%.4g', lineterminator='\n')
-    write_json(out/'accuracy.json', dict(test=seen, patients={s: f'{p[0].id} to {p[-1].id}' for s, p in patients.items()}, made=provenance()))
+    save_accuracy(out, table, test=seen, patients={s: f'{p[0].id} to {p[-1].id}' for s, p in patients.items()})
     return table
 
 def _made(job): load_bodies(job)
 
 def add_arguments(parser:argparse.ArgumentParser):
     "Arguments of `bmdx train-predictor`."
-    add = parser.add_argument
-    for f in fields(PredictorConfig): add(f"--{f.name.replace('_', '-')}", type=int, default=f.default, help=f'default: {f.default}')
-    add('--threads', type=int, default=1, help='CPU threads; another number may round differently (default: 1)')
-    add('--out', help='model folder instead of the shipped one')
+    config_arguments(parser, PredictorConfig)
+    parser.add_argument('--threads', type=int, default=1, help='CPU threads; another number may round differently (default: 1)')
 
 def run_from_args(args) -> int: # exit code
     "Run `bmdx train-predictor`."
-    table = train_predictor(PredictorConfig(**{f.name: getattr(args, f.name) for f in fields(PredictorConfig)}), args.out, args.threads)
+    table = train_predictor(config_of(PredictorConfig, args), args.out, args.threads)
     print(table[table.group == 'all'].pivot(index='measure', columns='metric', values='value').loc[list(MEASURES)].round(3).to_string())
     return 0

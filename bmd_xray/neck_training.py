@@ -8,7 +8,7 @@ __all__ = ['REFERENCE', 'NeckPredictorConfig', 'whole_films', 'run_neck_chain', 
 
 # %% ../nbs/99_neck_training.ipynb #c002
 import argparse
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
 
@@ -18,7 +18,7 @@ import torch
 
 from .batches import network_input
 from .cohort import Patient
-from .core import InputError, atomic_path, cache_path, code_hash, content_hash, data_path, provenance, rng_for, write_json
+from .core import InputError, cache_path, code_hash, content_hash, data_path, provenance, rng_for
 from .decomposition import save_model
 from .femur import t_score
 from .hip import field_to_film, metal_near
@@ -28,7 +28,7 @@ from .hip_study import PRETRAINED, TUNED, HipPlan, HipStudy, load_study, localis
 from .hip_training import LEVEL, as_seen, crop_at_random, missing_limit
 from .metrics import auc, bootstrap_ci, score_table
 from .models.se import EmbeddingRegressor
-from .predict import OSTEOPOROSIS, glance, load_predictor, save_readings
+from .predict import OSTEOPOROSIS, config_arguments, config_of, glance, load_predictor, save_accuracy, save_readings
 from .reliability import conformal_quantile, fit_features, left_out_errors
 from .training import save_weights
 
@@ -212,22 +212,18 @@ def train_neck_predictor(
     save_neck_predictor(predictor, out)
     predictor = load_predictor(out) # in half precision, as it is shipped
     table, seen = score_neck_predictor(predictor, tested.where(np.arange(config.calibrate, len(tested))))
-    with atomic_path(out/'accuracy.csv') as tmp: table.to_csv(tmp, index=False, float_format='%.4g', lineterminator='\n')
-    write_json(out/'accuracy.json', dict(test=seen, made=provenance()))
+    save_accuracy(out, table, test=seen)
     return table
 
 def add_arguments(parser:argparse.ArgumentParser):
     "Arguments of `bmdx train-predictor --kind neck`."
-    add = parser.add_argument
-    for f in fields(NeckPredictorConfig):
-        if f.type is int: add(f"--{f.name.replace('_', '-')}", type=int, default=f.default, help=f'default: {f.default}')
-    add('--method', choices=[*PRETRAINED, *TUNED], default=NeckPredictorConfig.method,
+    config_arguments(parser, NeckPredictorConfig)
+    parser.add_argument('--method', choices=[*PRETRAINED, *TUNED], default=NeckPredictorConfig.method,
         help="of Zheng 2021 (default: %(default)s); what is tuned begins from its pre-trained network")
-    add('--workers', type=int, default=1, help='processes that sample patients (default: 1)')
-    add('--out', help='model folder instead of the shipped one')
+    parser.add_argument('--workers', type=int, default=1, help='processes that sample patients (default: 1)')
 
 def run_from_args(args) -> int: # exit code
     "Run `bmdx train-predictor --kind neck`."
-    table = train_neck_predictor(NeckPredictorConfig(**{f.name: getattr(args, f.name) for f in fields(NeckPredictorConfig)}), args.out, args.workers)
+    table = train_neck_predictor(config_of(NeckPredictorConfig, args), args.out, args.workers)
     print(table.set_index('metric')[['value', 'lower', 'upper', 'n', 'patients']].round(3).to_string())
     return 0

@@ -5,21 +5,24 @@
 # %% auto #0
 __all__ = ['BORDER', 'STRETCH', 'GLANCE', 'ALIKE', 'OSTEOPOROSIS', 'KINDS', 'READINGS', 'Film', 'find_exposed', 'as_film',
            'cut_field', 'glance', 'alikeness', 'Measure', 'Flag', 'Map', 'Site', 'Prediction', 'bone_measures',
-           'stranger_flags', 'register', 'save_readings', 'load_readings', 'load_predictor']
+           'stranger_flags', 'register', 'save_readings', 'load_readings', 'load_predictor', 'config_arguments',
+           'config_of', 'save_accuracy']
 
 # %% ../nbs/81_predict.ipynb #c002
+import argparse
 import hashlib
 import importlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from safetensors.numpy import load_file, save_file
 from torch.nn.functional import adaptive_avg_pool2d
 
-from .core import InputError, atomic_path, read_json, write_json
+from .core import InputError, atomic_path, provenance, read_json, write_json
 from .femur import t_score
 from .radiograph import Radiograph
 from .reliability import chance_below
@@ -280,3 +283,29 @@ def load_predictor(
     if isinstance(KINDS[kind], str): importlib.import_module(KINDS[kind])
     if isinstance(KINDS[kind], str): raise InputError(kind, got=f'{KINDS[kind]}, which registers nothing', expected=f"@register('{kind}')")
     return KINDS[kind].load(path, about, device)
+
+# %% ../nbs/81_predict.ipynb #made2
+def config_arguments(
+    parser:argparse.ArgumentParser,
+    config:type # a dataclass; its whole numbers become arguments
+):
+    "The arguments that every command that makes a model has."
+    for f in fields(config):
+        if f.type is int: parser.add_argument(f"--{f.name.replace('_', '-')}", type=int, default=f.default, help=f'default: {f.default}')
+    parser.add_argument('--out', help='model folder instead of the shipped one')
+
+def config_of(
+    config:type,
+    args # of the command, with all of its fields
+):
+    "The configuration that was asked for."
+    return config(**{f.name: getattr(args, f.name) for f in fields(config)})
+
+def save_accuracy(
+    out:str|Path,       # the model folder
+    table:pd.DataFrame, # what it is worth
+    **about             # of the films it was tested on
+):
+    "Write what a model is worth beside it."
+    with atomic_path(Path(out)/'accuracy.csv') as tmp: table.to_csv(tmp, index=False, float_format='%.4g', lineterminator='\n')
+    write_json(Path(out)/'accuracy.json', about | dict(made=provenance()))

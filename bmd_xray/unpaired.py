@@ -219,10 +219,10 @@ class Decomposer:
     config:UnpairedConfig
     history:list = field(default_factory=list)
 
-def _watch(pred, y) -> np.ndarray: # (2, B, objects with a sum): means of the VDRRs, predicted and true
-    k = slice(len(OBJECTS), 2*len(OBJECTS))
-    there = y['summed'][:, k].all(0).cpu()
-    return np.stack([t[:, k].float().cpu()[:, there].numpy() for t in (pred[0].mean((2, 3)), y['sums'])])
+def _watcher(valid:MuscleSet): # (prediction, y) -> (2, B, objects that every patient has a sum of): means of the VDRRs, predicted and true
+    k = np.flatnonzero(np.isfinite(valid.targets[:, 1]).all(0)) + len(OBJECTS)
+    if not len(k): return None
+    return lambda pred, y: np.stack([t[:, k].float().cpu().numpy() for t in (pred[0].mean((2, 3)), y['sums'])])
 
 def train_unpaired(
     data:MuscleSet,              # training patients, without failed segmentations
@@ -252,7 +252,7 @@ def train_unpaired(
         key = content_hash(asdict(config), data.hash, valid.hash if valid is not None else '', asdict(scaling),
                            *([weights_of(init.model)] if init else []))
         cbs = [EvenRestarts(config, len(data)), PooledAdversary(judges, config, config.judge_lr)]
-        history = run(nets, config, train, loss, valid=watched, watch=_watch, cbs=cbs, checkpoint=checkpoint, checkpoint_every=checkpoint_every, key=key,
+        history = run(nets, config, train, loss, valid=watched, watch=_watcher(valid) if valid is not None else None, cbs=cbs, checkpoint=checkpoint, checkpoint_every=checkpoint_every, key=key,
                       progress=progress, label=label)
     gains = np.array([np.nanmean(g) if np.isfinite(g).any() else 1. for g in data.gains.T])
     return Decomposer(nets.eval(), scaling, tuple(map(float, gains)), config, history)

@@ -107,6 +107,15 @@ def test_killed_and_resumed(plain, trained, tmp_path, monkeypatch):
     with pytest.raises(InputError, match="other data or another plan"): train(replace(PLAN, weights=CONVENTIONAL))
 
 
+def test_a_watched_patient_may_lack_a_muscle(plain):
+    inside = plain.inside.copy()
+    inside[3, OBJECTS.index(SUMMED[-1])] = .5 # cut by the scan's edge: the last batch of three has fewer sums than the first
+    watched = replace(plain, inside=inside).where([1, 2, 3])
+    assert np.isnan(watched.targets).any(1).sum() == np.isnan(plain.where([1, 2, 3]).targets).any(1).sum() + 1
+    history = train_unpaired(plain.where([0]), PLAN, valid=watched).history
+    assert [h["step"] for h in history][-1] == PLAN.steps and all(-1 <= h["valid_pcc"] <= 1 for h in history)
+
+
 def test_kept_fine_tuned_and_refused(plain, trained, tmp_path):
     again = load_decomposer(save_decomposer(trained, tmp_path/"net"))
     assert np.array_equal(predict_objects(again, plain.xray), predict_objects(trained, plain.xray)) and again.config == trained.config
