@@ -252,8 +252,8 @@ def train_unpaired(
         key = content_hash(asdict(config), data.hash, valid.hash if valid is not None else '', asdict(scaling),
                            *([weights_of(init.model)] if init else []))
         cbs = [EvenRestarts(config, len(data)), PooledAdversary(judges, config, config.judge_lr)]
-        history = run(nets, config, train, loss, valid=watched, watch=_watcher(valid) if valid is not None else None, cbs=cbs, checkpoint=checkpoint, checkpoint_every=checkpoint_every, key=key,
-                      progress=progress, label=label)
+        history = run(nets, config, train, loss, valid=watched, watch=watched and _watcher(valid), cbs=cbs, checkpoint=checkpoint,
+                      checkpoint_every=checkpoint_every, key=key, progress=progress, label=label)
     gains = np.array([np.nanmean(g) if np.isfinite(g).any() else 1. for g in data.gains.T])
     return Decomposer(nets.eval(), scaling, tuple(map(float, gains)), config, history)
 
