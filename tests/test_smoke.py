@@ -7,7 +7,7 @@ from bmd_xray.core import read_json
 from bmd_xray.experiment import run
 from bmd_xray.presets import list_experiments
 
-SECONDS = 240 # the aim is 12 on two quiet cores; this is for what hangs, not for a busy machine
+SECONDS = 60 # the aim is 12 on two quiet cores; a test machine may be five times as slow
 
 
 @pytest.mark.parametrize('name', list_experiments())
