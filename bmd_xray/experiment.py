@@ -176,7 +176,6 @@ class Experiment:
         for k, seconds in enumerate(Parallel(n_jobs=workers, return_as='generator_unordered', **backend)(jobs), 1):
             left = (time.perf_counter() - start)/k*(len(jobs) - k)
             self.say(f'{name}: {len(calls) - len(jobs) + k} of {len(calls)}, {seconds:.1f} s' + (f', about {left:.0f} s left' if k < len(jobs) else ''))
-        if workers > 1: release_workers()
         loaded = {p: load_result(p) for p in dict.fromkeys(paths)}
         spent = sum(float(about['seconds']) for _, about in loaded.values())
         self.stages[name] = dict(items=len(calls), resumed=len(calls) - len(jobs), seconds=round(spent, 1))
@@ -215,6 +214,7 @@ class Experiment:
 
     def finish(self) -> dict: # the manifest
         "Publish the tables and pictures of this run in place of the last one's, and write the manifest."
+        release_workers() # a notebook's process that ends while they live waits for them
         if not self.outputs: raise InputError(self.name, got='no table and no figure', expected='at least one', remedy='call save_table or save_figure')
         old = self.out/'manifest.json'
         stale = set(read_json(old).get('outputs', [])) - set(self.outputs) if old.exists() else set()

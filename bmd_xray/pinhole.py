@@ -56,7 +56,7 @@ def refit_pose(
     return moved(least_squares(misses, np.zeros(6)).x*scale) @ pose
 
 # %% ../nbs/39_pinhole.ipynb #c012
-@lru_cache(4)
+@lru_cache(1000) # a few points a patient; every arm of a comparison asks again
 def _marks(patient, when): # Patient or Measured
     return {side: np.stack([getattr(m, n) for n in POINTS]) for side, m in patient.ct(when).landmarks.items()}
 
