@@ -209,7 +209,7 @@ class Experiment:
     ):
         "Save a table as CSV, with its sidecar."
         with atomic_path(self.staging/f'{name}.csv') as tmp:
-            table.to_csv(tmp, index=any(n is not None for n in table.index.names), float_format='%.8g', lineterminator='\n')
+            table.to_csv(tmp, index=any(n is not None for n in table.index.names), float_format='%.6g', lineterminator='\n')
         self._save(name, [f'{name}.csv'], rows=len(table))
 
     def finish(self) -> dict: # the manifest

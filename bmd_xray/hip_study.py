@@ -183,6 +183,7 @@ def load_study(
 # %% ../nbs/76_hip_study.ipynb #c015
 PRETRAINED = {'Baseline': {}, 'Baseline + ATL': dict(triplet=True), 'Triplet loss': dict(triplet=True, adaptive=False)} # tables 3 and 4
 TUNED = { # tables 2 and 4: the pre-trained network it starts from, and the method
+    'Baseline, fine-tuned': ('Baseline', dict(method='supervised')),
     'Fine-tuned': ('Baseline + ATL', dict(method='supervised')),
     'Pi-model': ('Baseline + ATL', dict(method='pi', consistency=True)),
     'Temporal ensembling': ('Baseline + ATL', dict(method='temporal', decay=.6)), # Laine & Aila 2017
@@ -190,7 +191,8 @@ TUNED = { # tables 2 and 4: the pre-trained network it starts from, and the meth
     'SSL': ('Baseline', dict(method='once')),
     'SSL + ATL': ('Baseline + ATL', dict(method='once', triplet=True)),
     'Proposed without consistency': ('Baseline + ATL', dict(method='self', triplet=True)),
-    'Proposed': ('Baseline + ATL', dict(method='self', triplet=True, consistency=True))}
+    'Proposed': ('Baseline + ATL', dict(method='self', triplet=True, consistency=True)),
+    'Proposed, half labelled': ('Baseline + ATL', dict(method='self', triplet=True, consistency=True, labelled=.5))} # not in the paper
 
 @dataclass(frozen=True)
 class HipPlan:
@@ -206,6 +208,7 @@ class HipPlan:
     tune_steps:int = 54200
     tune_record:int = 542
     tune_lr:float = 1e-5
+    optimiser:str = 'adam'
     wd:float = 4e-4
     triplet:float = .5            # lambda
     margin:float = .5
@@ -230,7 +233,7 @@ class HipPlan:
         if changes.get('method') == 'teacher': changes['decay'] = self.teacher
         stage = dict(steps=self.pretrain_steps, record=self.pretrain_record, lr=self.lr, schedule=self.schedule, drop=self.drop, views=1) if first else \
                 dict(steps=self.tune_steps, record=self.tune_record, lr=self.tune_lr, schedule='constant', views=2)
-        return SemiConfig(batch=self.batch, wd=self.wd, margin=self.margin, unit=self.unit, normed=self.normed, seed=self.seed, precision=self.precision,
+        return SemiConfig(batch=self.batch, optimiser=self.optimiser, wd=self.wd, margin=self.margin, unit=self.unit, normed=self.normed, seed=self.seed, precision=self.precision,
                           augment=replace(Augment().scaled(self.geometry_augment, self.photometry_augment), flip=.5), **stage, **changes)
 
 def train_arm(

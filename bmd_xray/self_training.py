@@ -10,6 +10,7 @@ __all__ = ['METHODS', 'draw_triplets', 'triplet_coefficient', 'triplet_terms', '
 import copy
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from fastai.callback.core import Callback
 from torch import Tensor, nn
 
 from .batches import Variation, network_input
-from .core import InputError, content_hash
+from .core import InputError, content_hash, rng_for
 from .regression import RegressionBatches, RegressionData, Regressor, own_network
 from .training import Recipe, check_disjoint, own_device, reproducible, run, weights_of
 
@@ -76,6 +77,7 @@ class SemiConfig(Recipe):
     normed:bool = False        # embeddings of length 1 in the losses; as printed they are as they come
     drop:float = 1.            # share of the steps after which the learning rate is a tenth of what `schedule` says; as printed .5; 1: never
     decay:float = .99          # of the mean teacher's weights, a step; of temporal ensembling's predictions, a pass (Laine & Aila: .6)
+    labelled:float = 0.        # share of each batch that is labelled; 0: as they come in one shuffled stream, as printed
 
     def __post_init__(self):
         super().__post_init__()
@@ -88,6 +90,8 @@ class SemiConfig(Recipe):
         if self.method == 'pi' and (not self.consistency or self.triplet):
             raise InputError('Pi-model', got=f'consistency {self.consistency}, triplet {self.triplet}', expected='a consistency and no triplet loss',
                              remedy='unlabelled pictures have no BMD to draw triplets by')
+        if not 0 <= self.labelled < 1 or (self.labelled and self.method == 'supervised'):
+            raise InputError('labelled share of a batch', got=f'{self.labelled} for {self.method!r}', expected='0 to below 1, with unlabelled pictures')
         if self.triplet and self.batch < 3: raise InputError('batch', got=self.batch, expected='3 or more for triplets')
         if self.keep != 'last' or self.ema:
             raise InputError('keep and ema', got=f'{self.keep}, {self.ema}', expected="'last', 0", remedy='the best weights by validation are kept anyway')
@@ -103,22 +107,21 @@ class SemiLoss:
         self.weights = dict(mse=1., **{k: w for k in ('triplet', 'consistency') if (w := getattr(config, k))})
     def __call__(self,
         pred:tuple[Tensor, Tensor], # BMD (views B,) and embeddings (views B, C); the first B are the first variation
-        y:tuple[Tensor, Tensor]     # BMD (B,), and whether it is known, bool (B,)
+        y:tuple[Tensor, Tensor]     # BMD (views B,), and whether it is known, bool (views B,)
     ) -> Tensor: # scalar
         c, (bmd, f), (target, known) = self.config, pred, y
         bmd, target = bmd.float()/self.scale, target.float()/self.scale
-        views = [bmd] if not self.training else bmd.chunk(c.views)
-        if (n := len(views[0])) != len(target): raise InputError('predicted and true BMD', got=f'{n} and {len(target)}', expected='as many')
-        weight, values, more = known.float()/known.sum().clamp(min=1), {}, {}
-        values['mse'] = sum((weight*torch.where(known, v - target, 0)**2).sum() for v in views)/len(views)
+        if len(bmd) != len(target): raise InputError('predicted and true BMD', got=f'{len(bmd)} and {len(target)}', expected='as many')
+        values, more = dict(mse=(torch.where(known, bmd - target, 0)**2).sum()/known.sum().clamp(min=1)), {}
+        views, targets = bmd.chunk(c.views), target.chunk(c.views)
         if self.training and (c.triplet or c.consistency):
             f = f.float() if not c.normed else nn.functional.normalize(f.float(), dim=1)
             f = f.chunk(c.views)
         if self.training and c.triplet:
             terms, alphas = [], []
-            for part in f:
-                near, far = draw_triplets(target)
-                alphas.append(triplet_coefficient(target, near, far))
+            for part, y in zip(f, targets):
+                near, far = draw_triplets(y)
+                alphas.append(triplet_coefficient(y, near, far))
                 terms.append(triplet_terms(part, near, far, c.margin*alphas[-1] if c.adaptive else c.margin))
             values['triplet'], more = torch.stack(terms).mean(), dict(alpha=torch.stack(alphas).mean(), active=(torch.stack(terms) > 0).float().mean())
         if self.training and c.consistency: values['consistency'] = consistency_terms(*zip(views, f), c.method != 'pi').mean()
@@ -131,23 +134,30 @@ class SemiBatches(RegressionBatches):
     def __init__(self,
         data:RegressionData,            # labelled
         unlabelled:np.ndarray|None=None,# (U, X, H, W)
-        *args, views:int=1, device='cpu', **kwargs
+        *args, views:int=1, labelled:float=0., # share of a batch; 0: as they come
+        device='cpu', **kwargs
     ):
         n, extra = len(data), 0 if unlabelled is None else len(unlabelled)
         if extra: data = RegressionData(np.concatenate([data.xray, unlabelled]), np.concatenate([data.target, np.zeros(extra)]), np.array(['']*(n + extra)))
         super().__init__(data, *args, device=device, **kwargs)
         self.labelled, self.views = n, views
+        self.few = min(max(round(labelled*self.batch), 1), self.batch - 1) if labelled and extra else 0 # labelled ones of a batch
+        self.orders = [lru_cache(4)(lambda turn, k=k, m=m: rng_for('order', k, turn, seed=self.seed).permutation(m)) for k, m in (('labelled', n), ('unlabelled', extra))]
         self.tensors['known'] = torch.arange(n + extra) < n
         self.to(device)
     def pretend(self, pseudo:Tensor):
         "Take these as the BMD of the unlabelled pictures, (U,)."
         self.tensors['target'][self.labelled:] = pseudo.to(self.tensors['target'])
         self.tensors['known'][self.labelled:] = True
-    def indices(self, step:int) -> np.ndarray: return np.tile(super().indices(step), self.views)
-    def get(self, i:Tensor, variation:Variation|None) -> tuple[Tensor, tuple[Tensor, Tensor]]: # (views B, X, H, W); BMD (B,) and whether known (B,)
+    def indices(self, step:int) -> np.ndarray:
+        "Which pictures step `step` takes, once for each view."
+        if not self.few: return np.tile(super().indices(step), self.views)
+        drawn = lambda k, each, m: [self.orders[k](p//m)[p % m] for p in range(step*each, (step + 1)*each)]
+        return np.tile(np.array([*drawn(0, self.few, self.labelled),
+                                 *(self.labelled + u for u in drawn(1, self.batch - self.few, len(self.dataset) - self.labelled))]), self.views)
+    def get(self, i:Tensor, variation:Variation|None) -> tuple[Tensor, tuple[Tensor, Tensor]]: # (views B, X, H, W); BMD (views B,), whether known (views B,)
         x, target = super().get(i, variation)
-        n = len(i)//self.views
-        return x, (target[:n], self.tensors['known'][i[:n]])
+        return x, (target, self.tensors['known'][i])
 
 # %% ../nbs/69_self_training.ipynb #c026
 def _read(net:nn.Module, xray:Tensor, batch:int=64) -> Tensor: # (N,) of (N, X, H, W), 0 to 4095
@@ -198,7 +208,7 @@ class PseudoLabels(Callback):
         if self.pseudo is not None: self.batches.pretend(self.pseudo)
 
 class MeanTeacher(Callback):
-    "A running mean of the weights that labels the unlabelled pictures of each batch, is validated, and kept."
+    "A running mean of the weights that labels each variation of an unlabelled picture by the other one, is validated, and kept."
     order = 63 # its weights are in the network until the best of them are noted
     def __init__(self, net:nn.Module, config:SemiConfig, batches:SemiBatches):
         self.net, self.config, self.batches, self.teacher = net, config, batches, copy.deepcopy(net).eval().requires_grad_(False)
@@ -206,8 +216,8 @@ class MeanTeacher(Callback):
     def before_batch(self):
         if not self.training: return
         target, known = self.yb[0]
-        own = torch.as_tensor(self.batches.indices(self.clock.step)[:len(target)] < self.batches.labelled, device=target.device)
-        with torch.no_grad(): told = torch.stack(self.teacher(self.xb[0]).float().chunk(self.config.views)).mean(0)
+        own = torch.as_tensor(self.batches.indices(self.clock.step) < self.batches.labelled, device=target.device)
+        with torch.no_grad(): told = torch.cat(self.teacher(self.xb[0]).float().chunk(self.config.views)[::-1]) # its noise is not the student's
         self.learn.yb = ((torch.where(own, target, told), known),)
     def after_step(self):
         for mean, now in zip(self.teacher.state_dict().values(), self.net.state_dict().values()):
@@ -276,7 +286,7 @@ def train_semi(
                        weights_of(net)) if checkpoint else ''
     device = own_device(device)
     net = own_network(net, data.target, device)
-    batches = SemiBatches(data, pool, config.batch, config.augment, config.seed, views=config.views, device=device)
+    batches = SemiBatches(data, pool, config.batch, config.augment, config.seed, views=config.views, labelled=config.labelled, device=device)
     best = BestByR(net)
     own = [best, Drop(config)]
     if config.method == 'teacher': own.append(MeanTeacher(net, config, batches))

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ETA_MIN', 'OPTIMISERS', 'Recipe', 'learning_rate', 'save_weights', 'load_weights', 'processes', 'own_device',
-           'average_over_processes', 'Together', 'adamw', 'sgd', 'Clock', 'Average', 'Adversary', 'Monitor',
+           'average_over_processes', 'Together', 'adamw', 'adam', 'sgd', 'Clock', 'Average', 'Adversary', 'Monitor',
            'Checkpoint', 'Diary', 'Autocast', 'reproducible', 'weights_of', 'check_disjoint', 'seed_weights', 'run']
 
 # %% ../nbs/58_training.ipynb #c002
@@ -51,12 +51,12 @@ class Recipe:
     record:int = 0               # steps between two entries of the record, each with a validation; 0: a twentieth of all
     keep:str = 'last'            # 'last', or 'best' by the validation loss
     compile:bool = False         # torch.compile: minutes before the first step, faster steps after
-    optimiser:str = 'adamw'      # 'adamw', 'sgd' (with momentum .9)
+    optimiser:str = 'adamw'      # 'adamw', 'adam' (decay in the gradient), 'sgd' (with momentum .9)
 
     def __post_init__(self):
         if self.steps < 1 or self.batch < 1: raise InputError('training', got=f'{self.steps} steps of {self.batch}', expected='1 or more of each')
         for name, known in (('schedule', ('onecycle', 'sgdr', 'constant')), ('precision', ('float32', 'bfloat16')), ('keep', ('last', 'best')),
-                            ('optimiser', ('adamw', 'sgd'))):
+                            ('optimiser', ('adamw', 'adam', 'sgd'))):
             if (value := getattr(self, name)) not in known: raise InputError(name, got=value, expected=' or '.join(known))
 
     @classmethod
@@ -157,11 +157,15 @@ def adamw(
     groups = [dict(params=[p for p in net.parameters() if p.ndim > 1]), dict(params=[p for p in net.parameters() if p.ndim < 2], weight_decay=0.)]
     return torch.optim.AdamW(groups, lr=recipe.lr, weight_decay=recipe.wd, betas=betas, fused=True)
 
+def adam(net:nn.Module, recipe:Recipe) -> torch.optim.Optimizer:
+    "Fused Adam as papers before 2019 mean it: weight decay is a part of the gradient, on every weight."
+    return torch.optim.Adam(net.parameters(), lr=recipe.lr, weight_decay=recipe.wd, fused=True)
+
 def sgd(net:nn.Module, recipe:Recipe) -> torch.optim.Optimizer:
     "Stochastic gradient descent with momentum, and decay on every weight."
     return torch.optim.SGD(net.parameters(), lr=recipe.lr, momentum=.9, weight_decay=recipe.wd)
 
-OPTIMISERS = dict(adamw=adamw, sgd=sgd)
+OPTIMISERS = dict(adamw=adamw, adam=adam, sgd=sgd)
 
 def _optimiser_state(opt) -> dict[str, Tensor]: return {f'{i}.{k}': v for i, s in opt.state_dict()['state'].items() for k, v in s.items()}
 
