@@ -9,7 +9,7 @@ __all__ = ['CODE', 'CHOICES', 'READINGS', 'Study', 'Plan', 'study_and_plan', 'co
 # %% ../nbs/96_eos.ipynb #c002
 import io
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import lru_cache
 
 import numpy as np
@@ -53,15 +53,23 @@ class Plan:
     batch:int = 8
     lr:float = 1e-3           # highest learning rate, from scratch
     finetune_lr:float = 3e-4  # and in fine-tuning
-    width:int = 64            # channels of the network's first level
+    width:int = 64            # channels of the network's first level, where it is 'small'
     geometry_augment:float = .5   # the papers' variations of place, times this
     photometry_augment:float = .2 # and of brightness and contrast
     seed:int = 0              # of weights, batches, variations and folds
+    arch:str = 'small'        # name in `generators.GENERATORS`; BMD-GAN's is 'hrformer_b'
+    gan:float = 0.            # weights of the losses that need discriminators; BMD-GAN's are 1 and 10
+    fm:float = 0.
+    discriminator:Mapping = field(default_factory=dict) # changes to `decomposition.DISCRIMINATOR`
+    schedule:str = 'onecycle' # BMD-GAN's is 'sgdr'
+    precision:str = 'float32'
 
     @property
     def pretraining(self) -> TrainConfig:
-        return TrainConfig(steps=self.pretrain_steps, batch=self.batch, lr=self.lr, options=dict(width=self.width), seed=self.seed,
-                           augment=Augment().scaled(self.geometry_augment, self.photometry_augment))
+        adversarial = {k: w for k, w in dict(gan=self.gan, fm=self.fm).items() if w}
+        return TrainConfig(steps=self.pretrain_steps, batch=self.batch, lr=self.lr, arch=self.arch, options=dict(width=self.width) if self.arch == 'small' else {},
+                           loss=dict(l1=100., gc=1., **adversarial), discriminator=self.discriminator, schedule=self.schedule, precision=self.precision,
+                           seed=self.seed, augment=Augment().scaled(self.geometry_augment, self.photometry_augment))
     def finetuning(self, fold:int) -> TrainConfig:
         return replace(self.pretraining, steps=self.finetune_steps, lr=self.finetune_lr, seed=1000*(self.seed + 1) + fold)
     @property
@@ -123,7 +131,7 @@ def split(
     return eos.where((of != fold) & (eos.table.when == 'pre').to_numpy()), eos.where(of == fold)
 
 # %% ../nbs/96_eos.ipynb #c011
-CODE = ('training', 'batches', 'losses', 'decomposition', 'models.generators', 'models.backbones', 'transfer')
+CODE = ('training', 'batches', 'losses', 'decomposition', 'models.generators', 'models.backbones', 'models.discriminators', 'transfer')
 
 def kept_network(
     kind:str,    # what it is called
