@@ -20,7 +20,7 @@ from .bmd import drr_to_bmd
 from .core import InputError
 from .decomposition import Trained, load_model, predict_drr
 from .femur import t_score
-from .predict import Film, Flag, Map, Measure, Prediction, Site, cut_field, load_readings, register, stranger_flags
+from .predict import Film, Flag, Map, Measure, Prediction, Site, alikeness, cut_field, load_readings, register, stranger_flags
 from .reliability import drr_signs, feature_distance
 
 # %% ../nbs/84_hip.ipynb #c005
@@ -186,7 +186,7 @@ class HipPredictor:
     locator:Trained
     net:Trained
     about:dict         # lines, intervals, limits, provenance
-    tensors:dict       # expected (C, *SIZE), features_mean, features_whiten
+    tensors:dict       # expected (C, *SIZE), look (256,), features_mean, features_whiten
     name:str = 'hip'
 
     @classmethod
@@ -212,7 +212,7 @@ class HipPredictor:
         maps, threshold = predict_drr(self.net, fields[:, None]*4095.), self.about['threshold']
         back = np.stack([cut_field(m, STEP_MM, tuple(a + s/STEP_MM for a, s in zip(ANCHOR, sh)), SIZE, STEP_MM, ANCHOR) for m, sh in zip(maps, SHIFTS_MM)])
         mean, numbers = back.mean(0), read_maps(maps, threshold)
-        return dict(maps=mean, field=fields[0], numbers=numbers, signs=drr_signs(mean[:1], STEP_MM**2, threshold).iloc[0],
+        return dict(maps=mean, field=fields[0], alike=alikeness(fields[0], self.tensors['look']), numbers=numbers, signs=drr_signs(mean[:1], STEP_MM**2, threshold).iloc[0],
                     distance=float(feature_distance(encode(self.net, fields[:1]), self.tensors)[0]),
                     missing=missing_share(self.tensors['expected'], hip_field(film.exposed, film.pixel_mm, at, outer)))
 
@@ -221,8 +221,13 @@ class HipPredictor:
         column = dict(abmd=0, vbmd=0, **{c: i for i, c in enumerate(CHANNELS[1:], 1)})
         return {m: self.about['lines'][m][0]*numbers[:, column[m]] + self.about['lines'][m][1] for m in MEASURES}
 
+    def strange(self, raw, metal_cm2) -> bool:
+        "Whether what was found does not look like a hip; metal makes a hip look like another."
+        return raw['alike'] < self.about['limits']['alike'] and metal_cm2 <= self.about['limits']['metal_cm2']
     def _flags(self, raw, spread, metal_cm2) -> list[Flag]:
         limit, out, area, whole = self.about['limits'], [], *raw['signs'][['area_cm2', 'in_one_piece']].astype(float)
+        if self.strange(raw, metal_cm2):
+            out.append(Flag('no hip', 'what is there does not look like the hips that the model has learned from', raw['alike'], limit['alike'], True))
         out += [*implant_flags(metal_cm2, limit['metal_cm2']), *stranger_flags(raw['distance'], limit['distance'])]
         lost = raw['missing']
         if lost[0] > limit['missing']: out.append(Flag('cropped anatomy', f'{100*lost[0]:.0f} % of a proximal femur lies beyond the film: no bone density here',
@@ -241,11 +246,12 @@ class HipPredictor:
 
     def _measures(self, raw, flags, reference) -> list[Measure]:
         values, quantile = {k: float(v.mean()) for k, v in self.read(raw['numbers']).items()}, self.about['intervals']
-        no_bone = next((f.name for f in flags if f.name in ('implant', 'failed decomposition') or f.detail.endswith('no bone density here')), '')
+        nothing = next((f.name for f in flags if f.name in ('no hip', 'failed decomposition')), '') # where the bone came out wrong, nothing is believed
+        no_bone = nothing or next((f.name for f in flags if f.name == 'implant' or f.detail.endswith('no bone density here')), '')
         out = []
         for name, unit in MEASURES.items():
             muscle = MUSCLES.index(name.rpartition('_')[0]) if name not in ('abmd', 'vbmd') else None
-            why = no_bone if muscle is None else 'cropped anatomy' if raw['missing'][1 + muscle] > self.about['limits']['missing'] else ''
+            why = no_bone if muscle is None else nothing or ('cropped anatomy' if raw['missing'][1 + muscle] > self.about['limits']['missing'] else '')
             q = quantile[name]
             half = q['half'] if q['kind'] == 'absolute' else q['half']*values[name]
             v = values[name]
@@ -264,9 +270,12 @@ class HipPredictor:
         limits = self.about['limits']
         heat = look(self.locator, film)
         hips = find_hips(heat, film, limits)
-        sites = []
-        for hip in hips:
-            raw, metal_cm2 = self.raw(film, hip.at, hip.outer), metal_near(heat, film, hip)
+        raws, metals, sites = [self.raw(film, h.at, h.outer) for h in hips], [metal_near(heat, film, h) for h in hips], []
+        if all(self.strange(r, m) for r, m in zip(raws, metals)):
+            raise InputError('film', got=f"no hip found: a picture unlike the hips that were learned from (correlation {max(r['alike'] for r in raws):.2f})",
+                             expected=f"a frontal film of a pelvis or hip ({limits['alike']:.2f} or more)",
+                             remedy='turn the film upright; give the true --spacing; chests have a model of their own')
+        for hip, raw, metal_cm2 in zip(hips, raws, metals):
             spread = float(self.read(raw['numbers'])['abmd'].std(ddof=1))
             flags = [*hip.flags, *self._flags(raw, spread, metal_cm2)]
             turn = (lambda a: a[:, ::-1]) if hip.outer == 'left' else (lambda a: a)
@@ -274,7 +283,7 @@ class HipPredictor:
             maps = {c: Map(np.ascontiguousarray(turn(m)), unit, STEP_MM, corner, TITLES.get(c, 'Proximal femur'))
                     for c, unit, m in zip(CHANNELS, UNITS, raw['maps'])}
             box = (corner[0] - STEP_MM/2, corner[0] + (SIZE[0] - .5)*STEP_MM, corner[1] - STEP_MM/2, corner[1] + (SIZE[1] - .5)*STEP_MM)
-            extra = dict(joint_row=hip.at[0], joint_col=hip.at[1], locator=hip.score, metal_cm2=metal_cm2, distance=raw['distance'],
+            extra = dict(joint_row=hip.at[0], joint_col=hip.at[1], locator=hip.score, metal_cm2=metal_cm2, distance=raw['distance'], alike=raw['alike'],
                          missing_bone=float(raw['missing'][0]), spread=spread)
             sites.append(Site(f'{hip.side} hip', hip.side, tuple(self._measures(raw, flags, reference)), tuple(flags), maps, box, extra))
         sites.sort(key=lambda s: s.side == 'left')

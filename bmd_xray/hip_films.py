@@ -33,12 +33,13 @@ CT_MM = 2.5      # voxel of the CT that BMD is measured on
 @dataclass(frozen=True)
 class PredictorConfig:
     "Everything that decides the shipped hip predictor."
-    train:int = 40      # patients of each institution
-    calibrate:int = 20  # of each: readings' intervals and flags' thresholds
-    test:int = 20       # of each: looked at once
+    train:int = 120     # patients of each institution
+    calibrate:int = 40  # of each: readings' intervals and flags' thresholds
+    test:int = 40       # of each: looked at once
     exposures:int = 2   # of a patient at institution 1, the one after the operation among them
     films:int = 3       # formed from an exposure, each with another machine's settings
-    steps:int = 2000    # of the decomposition
+    steps:int = 4000    # of the decomposition
+    bone:float = 50.    # weight of the bone's own absolute difference in its loss
     locator_steps:int = 900
     seed:int = 0
 

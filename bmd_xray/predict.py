@@ -287,11 +287,11 @@ def load_predictor(
 # %% ../nbs/81_predict.ipynb #made2
 def config_arguments(
     parser:argparse.ArgumentParser,
-    config:type # a dataclass; its whole numbers become arguments
+    config:type # a dataclass; its numbers become arguments
 ):
     "The arguments that every command that makes a model has."
     for f in fields(config):
-        if f.type is int: parser.add_argument(f"--{f.name.replace('_', '-')}", type=int, default=f.default, help=f'default: {f.default}')
+        if f.type in (int, float): parser.add_argument(f"--{f.name.replace('_', '-')}", type=f.type, default=f.default, help=f'default: {f.default}')
     parser.add_argument('--out', help='model folder instead of the shipped one')
 
 def config_of(
