@@ -35,9 +35,10 @@ def colours(
     "A colour for each name: its own where it has one, else the next of the palette that is free."
     names = list(dict.fromkeys(names))
     own = {n: COLOURS[n] for n in names if n in COLOURS}
-    free = [c for c in PALETTE if c not in own.values()] or PALETTE
     rest = [n for n in names if n not in own]
-    return {**own, **{n: free[i % len(free)] for i, n in enumerate(rest)}}
+    free = [c for c in (*PALETTE, *map(mpl.colors.to_hex, mpl.colormaps['tab20b'].colors)) if c not in own.values()] # the latter for more than eight
+    if len(rest) > len(free): raise InputError('names', got=len(rest), expected=f'{len(free)} or fewer, for each needs a colour')
+    return {**own, **dict(zip(rest, free))}
 
 def _quantity(name:str, unit:str|None) -> str: return f'{name} ({unit})' if unit else name
 
@@ -77,9 +78,10 @@ def plot_bland_altman(
     groups=None,           # patient of each pair
     name:str='BMD',        # the quantity
     unit:str|None='g/cm²', # its unit
-    colour:str=PALETTE[0]  # of the points
+    colour:str=PALETTE[0], # of the points
+    reach:float|None=None  # half the height of the axis, for several panels of one scale; by default all that is there
 ):
-    "Differences against means, with bias, limits of agreement and their 95 % intervals as bands; points beyond the limits are ringed."
+    "Differences against means, with bias, limits of agreement and their 95 % intervals as bands; points beyond the limits are ringed, the orange line is the trend."
     a, b = np.asarray(a, float), np.asarray(b, float)
     ba = bland_altman(a, b, groups)
     out, mid = ba.outside(a, b), (a + b)/2
@@ -93,7 +95,7 @@ def plot_bland_altman(
     ax.scatter(mid[out], (a - b)[out], s=26, facecolor='none', edgecolor=colour, lw=1.2)
     x = np.array([mid.min(), mid.max()])
     ax.plot(x, ba.bias + ba.slope*(x - mid.mean()), color=PALETTE[1], lw=1.2)
-    reach = 1.15*max(np.abs(a - b).max(), np.abs(ba.lower_ci).max(), np.abs(ba.upper_ci).max())
+    reach = reach or 1.15*max(np.abs(a - b).max(), np.abs(ba.lower_ci).max(), np.abs(ba.upper_ci).max())
     ax.set(ylim=(-reach, reach), xlabel=_quantity(f'mean {name}', unit), ylabel=_quantity('predicted − true', unit))
     return ax
 
