@@ -199,7 +199,7 @@ class Experiment:
         from PIL import Image
         with atomic_path(self.staging/f'{name}.png') as tmp, io.BytesIO() as drawn:
             fig.savefig(drawn, format='png')
-            Image.open(drawn).convert('RGB').quantize(256, Image.Quantize.MEDIANCUT, kmeans=1, dither=Image.Dither.NONE).save(tmp, 'PNG', optimize=True)
+            Image.open(drawn).convert('RGB').quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(tmp, 'PNG', optimize=True)
         with atomic_path(self.staging/f'{name}.pdf') as tmp: fig.savefig(tmp, format='pdf', metadata={'CreationDate': None, 'Producer': None, 'Creator': None})
         self._save(name, [f'{name}.png', f'{name}.pdf'])
 
