@@ -12,6 +12,7 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.uid import generate_uid
 
+from bmd_xray.chest_cohort import ChestPatient
 from bmd_xray.cohort import Patient
 from bmd_xray.core import InputError, data_path
 from bmd_xray.predict import KINDS, Measure, Prediction, Site, load_predictor, register
@@ -145,6 +146,18 @@ def test_bad_films_are_named(case, model, dicom, shot, tmp_path):
     with pytest.raises(InputError, match=words): model.predict(open_film(path, model)[0])
     table, failed = predict_images([path], tmp_path/'out')
     assert not len(table) and len(failed) == 1 and path.name not in failed.reason[0]
+
+
+@needs_model
+def test_a_chest_gives_no_number_whatever_its_scale(model, tmp_path):
+    "A picture has no header to be refused by, and a wrong --spacing can make a chest as wide as a pelvis."
+    for name in ('test-chest-film', 'C-0001'):
+        chest = ChestPatient(name)
+        picture = _png(tmp_path/f'{name}.png', chest.film(chest.films[0], (192, 192), 4.).astype(float))
+        for spacing in (1.2, 1.6, 2., 2.5):
+            try: sites = model.predict(open_film(picture, model, spacing=spacing, magnification=1.1)[0]).sites
+            except InputError as e: assert 'no hip found' in str(e)
+            else: assert all(m.value is None for s in sites for m in s.measures), f'{name} at {spacing} mm: {sites}'
 
 
 @needs_model
