@@ -221,12 +221,12 @@ class HipPredictor:
         column = dict(abmd=0, vbmd=0, **{c: i for i, c in enumerate(CHANNELS[1:], 1)})
         return {m: self.about['lines'][m][0]*numbers[:, column[m]] + self.about['lines'][m][1] for m in MEASURES}
 
-    def strange(self, raw, metal_cm2) -> bool:
-        "Whether what was found does not look like a hip; metal makes a hip look like another."
-        return raw['alike'] < self.about['limits']['alike'] and metal_cm2 <= self.about['limits']['metal_cm2']
+    def strange(self, raw) -> bool:
+        "Whether what was found does not look like a hip, with an implant or without."
+        return raw['alike'] < self.about['limits']['alike']
     def _flags(self, raw, spread, metal_cm2) -> list[Flag]:
         limit, out, area, whole = self.about['limits'], [], *raw['signs'][['area_cm2', 'in_one_piece']].astype(float)
-        if self.strange(raw, metal_cm2):
+        if self.strange(raw):
             out.append(Flag('no hip', 'what is there does not look like the hips that the model has learned from', raw['alike'], limit['alike'], True))
         out += [*implant_flags(metal_cm2, limit['metal_cm2']), *stranger_flags(raw['distance'], limit['distance'])]
         lost = raw['missing']
@@ -270,13 +270,13 @@ class HipPredictor:
         limits = self.about['limits']
         heat = look(self.locator, film)
         hips = find_hips(heat, film, limits)
-        raws, metals, sites = [self.raw(film, h.at, h.outer) for h in hips], [metal_near(heat, film, h) for h in hips], []
-        if all(self.strange(r, m) for r, m in zip(raws, metals)):
+        raws, sites = [self.raw(film, h.at, h.outer) for h in hips], []
+        if all(map(self.strange, raws)):
             raise InputError('film', got=f"no hip found: a picture unlike the hips that were learned from (correlation {max(r['alike'] for r in raws):.2f})",
                              expected=f"a frontal film of a pelvis or hip ({limits['alike']:.2f} or more)",
                              remedy='turn the film upright; give the true --spacing; chests have a model of their own')
-        for hip, raw, metal_cm2 in zip(hips, raws, metals):
-            spread = float(self.read(raw['numbers'])['abmd'].std(ddof=1))
+        for hip, raw in zip(hips, raws):
+            spread, metal_cm2 = float(self.read(raw['numbers'])['abmd'].std(ddof=1)), metal_near(heat, film, hip)
             flags = [*hip.flags, *self._flags(raw, spread, metal_cm2)]
             turn = (lambda a: a[:, ::-1]) if hip.outer == 'left' else (lambda a: a)
             corner = tuple(field_to_film((0, SIZE[1] - 1 if hip.outer == 'left' else 0), hip.at, film.pixel_mm, hip.outer).tolist()) # upper left

@@ -135,7 +135,7 @@ def fit_readings(predictor, patients, config, progress=True):
     native, who = table[table.native], table[table.native].patient
     slope = abs(about['lines']['abmd'][0])
     high = lambda column: conformal_quantile(native[column].to_numpy(), who, min(.97, who.nunique()/(who.nunique() + 1)))
-    about['limits'] |= dict(alike=min(ALIKE, float(native.alike.min()) - .05), metal_cm2=float(native.metal_cm2.max() + 1), distance=high('distance'), spread=1.25*slope*high('bone_spread'), missing=1.,
+    about['limits'] |= dict(alike=min(ALIKE, float(table.alike.min()) - .05), metal_cm2=float(native.metal_cm2.max() + 1), distance=high('distance'), spread=1.25*slope*high('bone_spread'), missing=1.,
                             area_cm2=[.9*float(native.area_cm2.min()), 1.1*float(native.area_cm2.max())], whole=.95*float(native.in_one_piece.min()))
     # how much of a bone may be missing: as far as intervals still hold
     cut, there = run_chain(predictor, patients, config, 1, crop_at_random)
