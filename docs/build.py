@@ -5,6 +5,7 @@ usage: python docs/build.py"""
 import ast
 import builtins
 import csv
+import gzip
 import html
 import json
 import os
@@ -125,10 +126,11 @@ def results(folder: Path, target: Path, here: str) -> list[str]:
     if about:
         out.append(f"Preset **{about['preset']}**, seed {about['seed']}, {about['wall_time_s']:.0f} s on {about['hardware']['cpu']} "
                    f"({about['hardware']['cores']} cores), commit `{(about['git_commit'] or 'unknown')[:10]}`.")
-    for table in sorted(folder.rglob("*.csv")):
-        with open(table, newline="", encoding="utf-8") as f: rows = list(csv.reader(f))
+    for table in sorted([*folder.rglob("*.csv"), *folder.rglob("*.csv.gz")]):
+        with (gzip.open if table.suffix == ".gz" else open)(table, "rt", newline="", encoding="utf-8") as f: rows = list(csv.reader(f))
         shutil.copyfile(table, target / table.name)
-        link = f"[{table.stem}]({here}/{table.name})"
+        name = table.name.split(".")[0]
+        link = f"[{name}]({here}/{table.name})"
         if len(rows) > 60 or not rows: out.append(f"{link}: {max(len(rows) - 1, 0)} rows")
         else: out += [f"**{link}**", f'<div class="results table-scroll">{html_table(rows)}</div>']
     for picture in sorted(folder.rglob("*.png")):
