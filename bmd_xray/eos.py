@@ -67,8 +67,9 @@ class Plan:
     @property
     def pretraining(self) -> TrainConfig:
         adversarial = {k: w for k, w in dict(gan=self.gan, fm=self.fm).items() if w}
-        return TrainConfig(steps=self.pretrain_steps, batch=self.batch, lr=self.lr, arch=self.arch, options=dict(width=self.width) if self.arch == 'small' else {},
-                           loss=dict(l1=100., gc=1., **adversarial), discriminator=self.discriminator, schedule=self.schedule, precision=self.precision,
+        options = dict(width=self.width) if self.arch == 'small' else {}
+        return TrainConfig(steps=self.pretrain_steps, batch=self.batch, lr=self.lr, arch=self.arch, options=options, loss=dict(l1=100., gc=1., **adversarial),
+                           discriminator=self.discriminator, schedule=self.schedule, precision=self.precision,
                            seed=self.seed, augment=Augment().scaled(self.geometry_augment, self.photometry_augment))
     def finetuning(self, fold:int) -> TrainConfig:
         return replace(self.pretraining, steps=self.finetune_steps, lr=self.finetune_lr, seed=1000*(self.seed + 1) + fold)

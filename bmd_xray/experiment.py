@@ -217,7 +217,7 @@ class Experiment:
 
     def finish(self) -> dict: # the manifest
         "Publish the tables and pictures of this run in place of the last one's, and write the manifest."
-        release_workers() # a notebook's process that ends while they live waits for them
+        release_workers() # nothing parallel comes after this
         if not self.outputs: raise InputError(self.name, got='no table and no figure', expected='at least one', remedy='call save_table or save_figure')
         old = self.out/'manifest.json'
         stale = set(read_json(old).get('outputs', [])) - set(self.outputs) if old.exists() else set()

@@ -212,7 +212,8 @@ class HipPredictor:
         maps, threshold = predict_drr(self.net, fields[:, None]*4095.), self.about['threshold']
         back = np.stack([cut_field(m, STEP_MM, tuple(a + s/STEP_MM for a, s in zip(ANCHOR, sh)), SIZE, STEP_MM, ANCHOR) for m, sh in zip(maps, SHIFTS_MM)])
         mean, numbers = back.mean(0), read_maps(maps, threshold)
-        return dict(maps=mean, field=fields[0], alike=alikeness(fields[0], self.tensors['look']), numbers=numbers, signs=drr_signs(mean[:1], STEP_MM**2, threshold).iloc[0],
+        return dict(maps=mean, field=fields[0], numbers=numbers, signs=drr_signs(mean[:1], STEP_MM**2, threshold).iloc[0],
+                    alike=alikeness(fields[0], self.tensors['look']),
                     distance=float(feature_distance(encode(self.net, fields[:1]), self.tensors)[0]),
                     missing=missing_share(self.tensors['expected'], hip_field(film.exposed, film.pixel_mm, at, outer)))
 

@@ -233,7 +233,8 @@ class HipPlan:
         if changes.get('method') == 'teacher': changes['decay'] = self.teacher
         stage = dict(steps=self.pretrain_steps, record=self.pretrain_record, lr=self.lr, schedule=self.schedule, drop=self.drop, views=1) if first else \
                 dict(steps=self.tune_steps, record=self.tune_record, lr=self.tune_lr, schedule='constant', views=2)
-        return SemiConfig(batch=self.batch, optimiser=self.optimiser, wd=self.wd, margin=self.margin, unit=self.unit, normed=self.normed, seed=self.seed, precision=self.precision,
+        return SemiConfig(batch=self.batch, optimiser=self.optimiser, wd=self.wd, margin=self.margin, unit=self.unit, normed=self.normed, seed=self.seed,
+                          precision=self.precision,
                           augment=replace(Augment().scaled(self.geometry_augment, self.photometry_augment), flip=.5), **stage, **changes)
 
 def train_arm(

@@ -64,9 +64,9 @@ class NeckPredictorConfig:
         return HipStudy(self.train, self.validation, self.calibrate + self.test, pool, both=1., rows=self.rows, spacing_mm=3. if big else 6., roi=64,
                         landmark_hips=self.landmark_hips, landmark_rows=self.rows//2 if big else self.rows, landmark_steps=self.landmark_steps, seed=self.seed)
     def plan(self) -> HipPlan:
-        return HipPlan(optimiser='adamw', width=.25, batch=16, pretrain_steps=self.steps, pretrain_record=max(self.steps//8, 1), lr=2e-3, schedule='onecycle', drop=1.,
-                       tune_steps=self.tune_steps, tune_record=max(self.tune_steps//10, 1), tune_lr=3e-4, unit='sd', geometry_augment=.3,
-                       photometry_augment=.3, seed=self.seed)
+        return HipPlan(width=.25, batch=16, optimiser='adamw', pretrain_steps=self.steps, pretrain_record=max(self.steps//8, 1), lr=2e-3,
+                       schedule='onecycle', drop=1., tune_steps=self.tune_steps, tune_record=max(self.tune_steps//10, 1), tune_lr=3e-4, unit='sd',
+                       geometry_augment=.3, photometry_augment=.3, seed=self.seed)
 
 # %% ../nbs/99_neck_training.ipynb #c007
 def whole_films(

@@ -81,7 +81,7 @@ def plot_bland_altman(
     colour:str=PALETTE[0], # of the points
     reach:float|None=None  # half the height of the axis, for several panels of one scale; by default all that is there
 ):
-    "Differences against means, with bias, limits of agreement and their 95 % intervals as bands; points beyond the limits are ringed, the orange line is the trend."
+    "Differences against means, with bias, limits of agreement, their 95 % intervals as bands and the trend in orange; points beyond the limits are ringed."
     a, b = np.asarray(a, float), np.asarray(b, float)
     ba = bland_altman(a, b, groups)
     out, mid = ba.outside(a, b), (a + b)/2

@@ -142,7 +142,8 @@ class SemiBatches(RegressionBatches):
         super().__init__(data, *args, device=device, **kwargs)
         self.labelled, self.views = n, views
         self.few = min(max(round(labelled*self.batch), 1), self.batch - 1) if labelled and extra else 0 # labelled ones of a batch
-        self.orders = [lru_cache(4)(lambda turn, k=k, m=m: rng_for('order', k, turn, seed=self.seed).permutation(m)) for k, m in (('labelled', n), ('unlabelled', extra))]
+        shuffled = lambda k, m: lru_cache(4)(lambda turn: rng_for('order', k, turn, seed=self.seed).permutation(m))
+        self.orders = shuffled('labelled', n), shuffled('unlabelled', extra)
         self.tensors['known'] = torch.arange(n + extra) < n
         self.to(device)
     def pretend(self, pseudo:Tensor):

@@ -45,7 +45,8 @@ def binned(material):
 if __name__ == '__main__':
     table = {m: binned(m) for m in MATERIALS}
     with open(Path(__file__).with_name('attenuation.csv'), 'w', newline='') as f:
-        f.write('# mass attenuation with coherent scatter, cm2/g, at keV; made by make_attenuation.py from the Elam tables in xraydb ' + xraydb.__version__.split('+')[0] + '\n')
+        f.write('# mass attenuation with coherent scatter, cm2/g, at keV; made by make_attenuation.py from the Elam tables in xraydb '
+                + xraydb.__version__.split('+')[0] + '\n')
         w = csv.writer(f, lineterminator='\n')
         w.writerow(['kev', *table])
         for i, k in enumerate(KEV): w.writerow([k, *(f'{t[i]:.5g}' for t in table.values())])

@@ -35,7 +35,8 @@ if __name__ == '__main__':
         w.writerow(['kev', *made])
         for i, k in enumerate(KEV): w.writerow([k, *(f'{s[i]:.5g}' for s, _ in made.values())])
     with open(here/'tubes.csv', 'w', newline='') as out:
-        out.write(f'# the whole beam at 1 m: photons per mm2 and mAs, air kerma uGy/mAs, half-value layer, mean energy; made by make_spectra.py with SpekPy {spekpy.__version__}\n')
+        out.write(f'# the whole beam at 1 m: photons per mm2 and mAs, air kerma uGy/mAs, half-value layer, mean energy; '
+                  f'made by make_spectra.py with SpekPy {spekpy.__version__}\n')
         w = csv.writer(out, lineterminator='\n')
         w.writerow(['spectrum', *made['al_70'][1]])
         for n, (_, t) in made.items(): w.writerow([n, *(f'{v:.5g}' for v in t.values())])
