@@ -168,6 +168,12 @@ def test_every_rule_can_be_broken(rule, broken):
     assert all(any(re.search(said, c) for c in complaints) for said in SAYS[rule]), complaints
 
 
+def test_lines_and_names():
+    "What `ruff.toml` asks for."
+    r = subprocess.run([sys.executable, '-m', 'ruff', 'check', '--no-cache', '--output-format', 'concise', str(ROOT)], capture_output=True, text=True)
+    assert r.returncode == 0, r.stdout
+
+
 def test_training_needs_little():
     "What a GPU machine trains with is imported where the desk's libraries are missing."
     modules = [m for m in TRAINING if (ROOT/'bmd_xray'/f"{m.replace('.', '/')}.py").exists()]
