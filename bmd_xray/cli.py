@@ -56,7 +56,7 @@ class _List:
 class _TrainPredictor:
     @staticmethod
     def choose(parser:argparse.ArgumentParser, argv:list): # the module that makes models of the kind
-        makers = dict(hip='bmd_xray.hip_training', chest='bmd_xray.chest_training', neck='bmd_xray.neck_training')
+        makers = dict(hip='bmd_xray.hip_training', chest='bmd_xray.chest_training', neck='bmd_xray.neck_training', muscles='bmd_xray.muscle_film')
         parser.add_argument('--kind', choices=makers, default='hip', help='of the model (default: hip); each has arguments of its own')
         alone = argparse.ArgumentParser(add_help=False)
         alone.add_argument('--kind', choices=makers, default='hip')

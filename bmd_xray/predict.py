@@ -229,7 +229,8 @@ def stranger_flags(
 
 # %% ../nbs/81_predict.ipynb #c016
 # kind -> the module that registers it, or the class itself
-KINDS:dict[str, str|type] = {'hip-decomposition': 'bmd_xray.hip', 'chest-multi-roi': 'bmd_xray.chest_film', 'hip-neck-roi': 'bmd_xray.hip_neck_film'}
+KINDS:dict[str, str|type] = {'hip-decomposition': 'bmd_xray.hip', 'hip-neck-roi': 'bmd_xray.hip_neck_film', 'mskdex': 'bmd_xray.muscle_film',
+                             'chest-multi-roi': 'bmd_xray.chest_film'}
 
 READINGS = 'readings.safetensors'
 

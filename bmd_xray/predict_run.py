@@ -156,7 +156,7 @@ def write_prediction(
 
 # %% ../nbs/88_predict_run.ipynb #c009
 SHIPPED = {'hip': 'hips, through a decomposition into bone and muscles', 'neck': 'hips, by the region about the femoral neck',
-           'chest': 'L1 to L4 from a chest film'}
+           'muscles': 'six muscles a side of a film of both hips, by MSKdeX', 'chest': 'L1 to L4 from a chest film'}
 
 def list_images(
     paths # files, and folders that are searched
