@@ -173,6 +173,7 @@ def score_measures(
             low, high = bootstrap_ci(lambda x: float(np.mean(x)), covered.astype(float), groups=who, n=1000)
             rows += [part, pd.DataFrame([dict(measure=m, unit=unit, group=group, metric='coverage', value=float(covered.mean()), lower=low, upper=high,
                                               n=len(v), patients=part.patients.iloc[0])])]
+    if not rows: raise InputError('test films', got='none that the model reads', expected='some', remedy='train it for longer')
     return pd.concat(rows, ignore_index=True)
 
 def score_predictor(predictor, patients, config) -> tuple[pd.DataFrame, dict]: # a row a measure and group; the locator and the flags
