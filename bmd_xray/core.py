@@ -200,10 +200,12 @@ def map_patients(
     workers = min(workers or os.cpu_count() or 1, max(len(items), 1))
     alone = workers == 1
     jobs = Parallel(n_jobs=workers, backend='sequential' if alone else 'loky', return_as='generator', inner_max_num_threads=None if alone else 1)
-    return list(tqdm(jobs(delayed(f)(i) for i in items), total=len(items), desc=desc, mininterval=2 if told else .1,
+    done = list(tqdm(jobs(delayed(f)(i) for i in items), total=len(items), desc=desc, mininterval=2 if told else .1,
                      disable=(False if told else None) if progress is None else not progress))
+    if not alone and not told: release_workers() # an experiment keeps them to its end: new ones take seconds to import what they need
+    return done
 
 def release_workers():
-    "Let idle worker processes go; the next parallel map starts new ones, which costs each a few seconds of imports."
+    "Let idle worker processes go: a program that ends while they live may wait minutes for them."
     from joblib.externals.loky import get_reusable_executor
     get_reusable_executor().shutdown(wait=True)
