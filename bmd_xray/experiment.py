@@ -178,6 +178,7 @@ class Experiment:
         for k, seconds in enumerate(Parallel(n_jobs=workers, return_as='generator_unordered', **backend)(jobs), 1):
             left = (time.perf_counter() - start)/k*(len(jobs) - k)
             self.say(f'{name}: {len(calls) - len(jobs) + k} of {len(calls)}, {seconds:.1f} s' + (f', about {left:.0f} s left' if k < len(jobs) else ''))
+        if workers > 1 and _RUN not in os.environ: release_workers() # under `bmdx run` they live to the experiment's end
         loaded = {p: load_result(p) for p in dict.fromkeys(paths)}
         spent = sum(float(about['seconds']) for _, about in loaded.values())
         self.stages[name] = dict(items=len(calls), resumed=len(calls) - len(jobs), seconds=round(spent, 1))
