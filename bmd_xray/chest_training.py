@@ -22,7 +22,7 @@ from .chest_film import ChestPredictor
 from .chest_study import MEAN, OSTEOPOROSIS, ChestPlan, ChestStudy, detector, films_of, load_chest_study, score_levels, trained
 from .core import InputError, data_path, provenance
 from .metrics import bootstrap_ci
-from .predict import Film, config_arguments, config_of, glance, load_predictor, save_accuracy, save_readings
+from .predict import Film, check_held_out, config_arguments, config_of, glance, load_predictor, save_accuracy, save_readings
 from .reliability import conformal_quantile, fit_features, left_out_errors
 from .training import save_weights
 
@@ -42,6 +42,8 @@ class ChestPredictorConfig:
     steps:int = 300
     rows:int = 192           # pixels of the film, down and across
     seed:int = 0
+
+    def __post_init__(self): check_held_out(LEVEL, calibrate=self.calibrate, test=self.test)
 
     def study(self) -> ChestStudy: # its test films are those of calibration, then those of the test
         big = self.rows >= 128

@@ -66,11 +66,12 @@ def page_capture(
     page:np.ndarray, # (rows, cols, 3) uint8
     study:dict,      # of `study_of`
     key:str,
-    description:str='bmd_xray report, research use only'
+    description:str='bmd_xray report, research use only',
+    burned_in:bool=False # whether its pixels tell who it is
 ) -> Dataset:
     "A page as a secondary capture in colour."
     ds = _capture(np.ascontiguousarray(page), study, key, 'page', 1, 'RGB')
-    ds.SeriesDescription, ds.BurnedInAnnotation, ds.ImageType = description[:64], 'NO', ['DERIVED', 'SECONDARY']
+    ds.SeriesDescription, ds.BurnedInAnnotation, ds.ImageType = description[:64], 'YES' if burned_in else 'NO', ['DERIVED', 'SECONDARY']
     return _finish(ds, len(study) > 1)
 
 # %% ../nbs/76_dicom_out.ipynb #c007

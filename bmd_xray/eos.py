@@ -132,7 +132,7 @@ def split(
     return eos.where((of != fold) & (eos.table.when == 'pre').to_numpy()), eos.where(of == fold)
 
 # %% ../nbs/96_eos.ipynb #c011
-CODE = ('training', 'batches', 'losses', 'decomposition', 'models.generators', 'models.backbones', 'models.discriminators', 'transfer')
+CODE = ('training', 'batches', 'losses', 'decomposition', 'models.generators', 'models.backbones', 'models.discriminators', 'bmd', 'pairs', 'transfer')
 
 def kept_network(
     kind:str,    # what it is called

@@ -208,7 +208,8 @@ class HipPredictor:
 
     def raw(self, film:Film, at, outer) -> dict: # maps (channels, *SIZE); numbers of every look
         "One hip, unread: mean maps, what the lines go through, and what the flags look at."
-        fields = np.stack([hip_field(film.grey, film.pixel_mm, at, outer, s) for s in SHIFTS_MM])
+        grey = np.where(film.exposed, film.grey, 0) # a border is black to the network, whatever the scanner paints it
+        fields = np.stack([hip_field(grey, film.pixel_mm, at, outer, s) for s in SHIFTS_MM])
         maps, threshold = predict_drr(self.net, fields[:, None]*4095.), self.about['threshold']
         back = np.stack([cut_field(m, STEP_MM, tuple(a + s/STEP_MM for a, s in zip(ANCHOR, sh)), SIZE, STEP_MM, ANCHOR) for m, sh in zip(maps, SHIFTS_MM)])
         mean, numbers = back.mean(0), read_maps(maps, threshold)
@@ -262,6 +263,16 @@ class HipPredictor:
                 out.append(Measure('t_score', '', *t, refused=why, title=f'T-score, total hip ({reference})'))
         return out
 
+    def judge(self,
+        raw:dict,        # of `raw`
+        metal_cm2:float, # of `metal_near`
+        reference:str|None=None # of the T-score; None gives none
+    ) -> tuple[float, list[Flag], list[Measure]]: # SD of aBMD over shifts, g/cm2
+        "What is said of a hip: each measure is given or refused."
+        spread = float(self.read(raw['numbers'])['abmd'].std(ddof=1))
+        flags = self._flags(raw, spread, metal_cm2)
+        return spread, flags, self._measures(raw, flags, reference)
+
     def predict(self,
         film:Film,
         reference:str|None=None # of the T-score; None gives none
@@ -277,8 +288,9 @@ class HipPredictor:
                              expected=f"a frontal film of a pelvis or hip ({limits['alike']:.2f} or more)",
                              remedy='turn the film upright; give the true --spacing; chests have a model of their own')
         for hip, raw in zip(hips, raws):
-            spread, metal_cm2 = float(self.read(raw['numbers'])['abmd'].std(ddof=1)), metal_near(heat, film, hip)
-            flags = [*hip.flags, *self._flags(raw, spread, metal_cm2)]
+            metal_cm2 = metal_near(heat, film, hip)
+            spread, flags, measures = self.judge(raw, metal_cm2, reference)
+            flags = [*hip.flags, *flags]
             turn = (lambda a: a[:, ::-1]) if hip.outer == 'left' else (lambda a: a)
             corner = tuple(field_to_film((0, SIZE[1] - 1 if hip.outer == 'left' else 0), hip.at, film.pixel_mm, hip.outer).tolist()) # upper left
             maps = {c: Map(np.ascontiguousarray(turn(m)), unit, STEP_MM, corner, TITLES.get(c, 'Proximal femur'))
@@ -286,7 +298,7 @@ class HipPredictor:
             box = (corner[0] - STEP_MM/2, corner[0] + (SIZE[0] - .5)*STEP_MM, corner[1] - STEP_MM/2, corner[1] + (SIZE[1] - .5)*STEP_MM)
             extra = dict(joint_row=hip.at[0], joint_col=hip.at[1], locator=hip.score, metal_cm2=metal_cm2, distance=raw['distance'], alike=raw['alike'],
                          missing_bone=float(raw['missing'][0]), spread=spread)
-            sites.append(Site(f'{hip.side} hip', hip.side, tuple(self._measures(raw, flags, reference)), tuple(flags), maps, box, extra))
+            sites.append(Site(f'{hip.side} hip', hip.side, tuple(measures), tuple(flags), maps, box, extra))
         sites.sort(key=lambda s: s.side == 'left')
         extra = {}
         if len(hips) == 2: extra['midline_mm'] = float(np.mean([(h.at[1] + .5)*film.pixel_mm for h in hips]))

@@ -15,14 +15,15 @@ from scipy import ndimage
 
 from .anatomy import LABELS, MUSCLES, voxelise
 from .cohort import FIELD_MM, OVERSAMPLING, SIDES, Patient, binned, form_film
-from .core import cache_path, cached_arrays, code_hash, content_hash, rng_for
+from .core import cache_path, cached_arrays, code_hash, content_hash, data_path, rng_for
 from .ct import phantom_to_hu
 from .drr import render_channels, render_objects
 from .femur import region_mask
 from .geometry import apply
 from .hip import CHANNELS, LOOK, LOOK_MM, hip_field
+from .pairs import VIEW_CODE, VIEW_DATA
 from .physics import load_world
-from .predict import cut_field
+from .predict import check_held_out, cut_field
 from .tissue import hu_to_lean_density
 
 # %% ../nbs/89_hip_films.ipynb #c005
@@ -43,6 +44,8 @@ class PredictorConfig:
     bone:float = 50.    # weight of the bone's own absolute difference in its loss
     locator_steps:int = 900
     seed:int = 0
+
+    def __post_init__(self): check_held_out(.9, calibrate=2*self.calibrate, test=2*self.test)
 
 def split_patients(split:str, config:PredictorConfig) -> list[Patient]: # train, calibrate or test
     "Patients of a split, who are in no other and in no experiment."
@@ -92,12 +95,13 @@ def expose_body(
                   pixel_mm=[float(p) for p in view.pixel_rc], hips=at, native=list(native), true=dict(zip(SIDES, true)))
     return dict(basis=basis, targets=targets), record
 
-BODY_CODE = ('volume', 'geometry', 'drr', 'femur', 'person', 'ct', 'shapes', 'bones', 'voxels', 'anatomy', 'cohort', 'tissue')
+BODY_CODE = (*VIEW_CODE, 'tissue', 'hip_films')
 
 def load_bodies(job) -> tuple[dict, dict]: # (patient, exposures) -> arrays over exposures; the record
     "A patient's bodies, from the cache, made first where they are not there."
     patient, n = job
-    path = cache_path('predict', f'{patient.id}-{content_hash(patient.fingerprint, n, WIDE, WIDE_MM, BODY_MM, CT_MM, code_hash(*BODY_CODE))}.npz')
+    made_by = code_hash(*BODY_CODE), [data_path('reference', f) for f in VIEW_DATA], load_world()['ct']
+    path = cache_path('predict', f'{patient.id}-{content_hash(patient.fingerprint, n, WIDE, WIDE_MM, BODY_MM, CT_MM, made_by)}.npz')
     def make():
         ct = patient.ct('pre', CT_MM)
         made = [expose_body(patient, e) for e in chosen_exposures(patient, n)]

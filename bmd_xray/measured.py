@@ -259,8 +259,8 @@ def write_kept(
     table = pd.concat([t for t, _ in parts], ignore_index=True)
     masks = {k: v for _, m in parts for k, v in m.items()}
     bits = [b for _, b in masks.values()]
-    arrays = dict(keys=np.array(['/'.join(k) for k in masks]), boxes=np.stack([b for b, _ in masks.values()]),
-                  ends=np.cumsum([len(b) for b in bits]), bits=np.concatenate(bits))
+    arrays = dict(keys=np.array(['/'.join(k) for k in masks], dtype=str), boxes=np.array([b for b, _ in masks.values()], np.int16).reshape(-1, 3, 2),
+                  ends=np.cumsum([len(b) for b in bits], dtype=np.int64), bits=np.concatenate([np.zeros(0, np.uint8), *bits])) # there may be no femur at all
     with atomic_path(stem.with_suffix('.npz')) as tmp: np.savez_compressed(tmp, **arrays)
     with atomic_path(stem.with_suffix('.csv')) as tmp: table.to_csv(tmp, index=False, lineterminator='\n')
 
@@ -272,7 +272,7 @@ def read_kept(
     for suffix in ('.csv', '.npz'):
         if not stem.with_suffix(suffix).is_file():
             raise InputError(stem.with_suffix(suffix), got='nothing there', expected='kept measurements', remedy='make them: bmdx keep')
-    table = pd.read_csv(stem.with_suffix('.csv'), dtype=dict(numbers=str))
+    table = pd.read_csv(stem.with_suffix('.csv'), dtype=dict(patient=str, numbers=str))
     if list(table) != COLUMNS: raise InputError(stem.with_suffix('.csv'), got=f'columns {list(table)}', expected=', '.join(COLUMNS))
     with np.load(stem.with_suffix('.npz')) as z: keys, boxes, ends, bits = (z[k] for k in ('keys', 'boxes', 'ends', 'bits'))
     starts = np.r_[0, ends[:-1]]

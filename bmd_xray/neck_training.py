@@ -28,7 +28,7 @@ from .hip_study import PRETRAINED, TUNED, HipPlan, HipStudy, load_study, localis
 from .hip_training import LEVEL, as_seen, crop_at_random, missing_limit
 from .metrics import auc, bootstrap_ci, score_table
 from .models.se import EmbeddingRegressor
-from .predict import OSTEOPOROSIS, config_arguments, config_of, glance, load_predictor, save_accuracy, save_readings
+from .predict import OSTEOPOROSIS, check_held_out, config_arguments, config_of, glance, load_predictor, save_accuracy, save_readings
 from .reliability import conformal_quantile, fit_features, left_out_errors
 from .training import save_weights
 
@@ -53,9 +53,9 @@ class NeckPredictorConfig:
 
     def __post_init__(self):
         if self.method not in [*PRETRAINED, *TUNED]: raise InputError('method', got=self.method, expected=', '.join([*PRETRAINED, *TUNED]))
-        if self.calibrate < 20 or self.test < 6:
-            raise InputError('hips', got=f'{self.calibrate} and {self.test}', expected='20 to calibrate and 6 to test, or more')
-        if any(n % 2 for n in (self.calibrate, self.test)): raise InputError('hips', got='an odd number', expected='both hips of every patient')
+        check_held_out(LEVEL, calibrate=self.calibrate//2, test=self.test//2)
+        if any(n % 2 for n in (self.calibrate, self.test, self.landmark_hips)):
+            raise InputError('hips', got='an odd number', expected='both hips of every patient')
     @property
     def arms(self) -> list[str]: return [TUNED[self.method][0], self.method] if self.method in TUNED else [self.method]
     def study(self) -> HipStudy: # its test hips are those of calibration, then those of the test
@@ -180,7 +180,7 @@ def train_neck_predictor(
     out, study, plan = Path(out or data_path('weights', 'neck')), config.study(), config.plan()
     hip = load_predictor(data_path('weights', 'hip')) # its locator, and how sure that has to be
     data, find, state, arms = load_study(study, workers), localiser(study, workers), None, {}
-    made_by = code_hash('hip_study', 'self_training', 'regression', 'training', 'batches', 'models.se', 'models.regressors')
+    made_by = code_hash('hip_study', 'self_training', 'regression', 'training', 'batches', 'models.se', 'models.regressors', 'models.backbones')
     for arm in config.arms:
         learnt = [(k, d.xray, d.target) for k, d in data.sets.items() if k in ('train', 'valid') or (k == 'unlabelled' and arm in TUNED)]
         key = content_hash(learnt, asdict(plan), made_by)

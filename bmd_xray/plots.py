@@ -67,7 +67,7 @@ def plot_scatter(
         for h, c in colours(hue).items(): ax.scatter(b[hue == h], a[hue == h], s=18, color=c, alpha=.75, lw=0, label=str(h))
         ax.legend(loc='lower right', handletextpad=.1)
     ax.set(xlim=limits, ylim=limits, xlabel=_quantity(f'{labels[1]} {name}', unit), ylabel=_quantity(f'{labels[0]} {name}', unit), aspect='equal')
-    ax.text(.04, .96, scores, transform=ax.transAxes, va='top', linespacing=1.4)
+    ax.text(.04, .96, scores, transform=ax.transAxes, va='top', linespacing=1.4, bbox=dict(fc='white', ec='none', alpha=.7, pad=1))
     return ax
 
 # %% ../nbs/72_plots.ipynb #c011

@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['BORDER', 'STRETCH', 'GLANCE', 'ALIKE', 'OSTEOPOROSIS', 'KINDS', 'READINGS', 'Film', 'find_exposed', 'as_film',
            'cut_field', 'glance', 'alikeness', 'Measure', 'Flag', 'Map', 'Site', 'Prediction', 'bone_measures',
-           'stranger_flags', 'register', 'save_readings', 'load_readings', 'load_predictor', 'config_arguments',
-           'config_of', 'save_accuracy']
+           'stranger_flags', 'register', 'model_digest', 'save_readings', 'load_readings', 'load_predictor',
+           'check_held_out', 'config_arguments', 'config_of', 'save_accuracy']
 
 # %% ../nbs/81_predict.ipynb #c002
 import argparse
 import hashlib
 import importlib
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -244,15 +245,26 @@ def register(
         return cls
     return known
 
+def model_digest(
+    path:str|Path, # the model folder
+    about:dict     # as read from its predictor.json
+) -> str: # sha256, hex
+    "Of all that turns a film into numbers: networks, readings, lines, limits; not of where and when it was made."
+    h = hashlib.sha256(json.dumps({k: v for k, v in about.items() if k not in ('sha256', 'provenance')}, sort_keys=True).encode())
+    for f in sorted(Path(path).rglob('*.safetensors')): h.update(f'{f.relative_to(path).as_posix()}:{hashlib.sha256(f.read_bytes()).hexdigest()}'.encode())
+    return h.hexdigest()
+
 def save_readings(
     out:str|Path,  # the model folder
-    about:dict,    # of predictor.json; gets the readings' sha256
+    about:dict,    # of predictor.json; gets the model's sha256
     tensors:dict[str, np.ndarray] # what a network's answers are read by
 ) -> Path:
-    "Write a model's readings, and last its `predictor.json`, by which they are known again."
+    "Write a model's readings beside its networks, and last its `predictor.json`, by which all of it is known again."
     out = Path(out)
     with atomic_path(out/READINGS) as tmp: save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, tmp)
-    about['sha256'] = hashlib.sha256((out/READINGS).read_bytes()).hexdigest()
+    about['sha256'] = ''
+    write_json(out/'predictor.json', about) # no model, until all of it is there
+    about['sha256'] = model_digest(out, read_json(out/'predictor.json'))
     write_json(out/'predictor.json', about)
     return out
 
@@ -262,8 +274,9 @@ def load_readings(path:str|Path, about:dict) -> dict[str, np.ndarray]:
     if about.get('format') != 1: raise InputError(path/'predictor.json', got=f"format {about.get('format')}", expected='format 1')
     file = path/READINGS
     if not file.is_file(): raise InputError(file, got='no such file', expected='a whole model folder')
-    if hashlib.sha256(file.read_bytes()).hexdigest() != about['sha256']:
-        raise InputError(file, got='other bytes than were written', expected=f"sha256 {about['sha256'][:12]}...", remedy='copy the model again')
+    if model_digest(path, about) != about['sha256']:
+        raise InputError(path, got='other networks, readings or lines than were written', expected=f"sha256 {about['sha256'][:12]}...",
+                         remedy='copy the model again, or write it by the library')
     return load_file(file)
 
 def load_predictor(
@@ -286,6 +299,15 @@ def load_predictor(
     return KINDS[kind].load(path, about, device)
 
 # %% ../nbs/81_predict.ipynb #made2
+def check_held_out(
+    level:float, # of the intervals
+    **patients   # how many: calibrate, test
+):
+    "Refuse, before anything is trained, fewer patients than an interval and a score take."
+    least = dict(calibrate=int(np.ceil(level/(1 - level) - 1e-9)), test=3)
+    for name, n in patients.items():
+        if n < least[name]: raise InputError(f'patients to {name}', got=n, expected=f'{least[name]} or more')
+
 def config_arguments(
     parser:argparse.ArgumentParser,
     config:type # a dataclass; its numbers become arguments

@@ -103,16 +103,17 @@ def at_stage(
 
 def plain_reason(
     error:Exception,
-    patient=None # whose files' names become the names of the manifest's columns
+    patient=None, # whose files' names become the names of the manifest's columns
+    hidden=()     # more names that are not to be told
 ) -> str:
     "An error as one line without places."
-    text, files = str(error), {}
+    text, files = str(error), {str(name): 'file' for name in hidden if str(name)}
     if (rows := getattr(patient, 'rows', None)) is not None:
         columns = [c for c in ('ct', 'labels', 'landmarks', 'xray', 'motion', 'calibration') if c in rows]
         files = {name: c for c in columns for name in rows[c].dropna().astype(str) if '/' in name}
     for name in (getattr(error, 'what', None), getattr(error, 'filename', None)):  # whole, with its spaces
         if name and '/' in str(name): files.setdefault(str(name), next((c for f, c in files.items() if str(name).startswith(f)), 'path'))
-    for name in sorted(files, key=len, reverse=True): text = text.replace(name, f'[{files[name]}]')
+    for name in sorted(files, key=len, reverse=True): text = re.sub(rf'(?<!\w){re.escape(name)}(?!\w)', f'[{files[name]}]', text)
     text = re.sub(r'''(?:~|\b[A-Za-z]:)?/[^\s:,;'")\]]+''', '', text)
     text = re.sub(r'[\w^-]+(?:\.[\w^-]+)*\.(?:dcm|ima|nii|nii\.gz|mha|mhd|nrrd|png|tiff?|jpe?g|json)\b', '[file]', text, flags=re.I)
     text = ' '.join(text.split()) or type(error).__name__
@@ -182,7 +183,7 @@ def read_pairs(
     "The X-ray and PF-DRR pairs of a folder, as `load_pairs` gives them."
     out = Path(out)
     if not (out/'pairs.csv').is_file(): raise InputError(out, got='no pairs.csv', expected='a folder that `bmdx pairs` made')
-    table, xray, drr = pairs_schema().validate(pd.read_csv(out/'pairs.csv')), [], []
+    table, xray, drr = pairs_schema().validate(pd.read_csv(out/'pairs.csv', dtype=dict(patient=str))), [], []
     for who, rows in table.groupby('patient', sort=False):
         with np.load(out/who/'pairs.npz') as z:
             xray.append(z['xray'][rows.image]); drr.append(z['drr'][rows.image])

@@ -176,7 +176,12 @@ def test_bad_models(tmp_path, dicom):
     shutil.copytree(SHIPPED, broken)
     raw = bytearray((broken/'decomposition'/'model.safetensors').read_bytes()); raw[-7] ^= 1
     (broken/'decomposition'/'model.safetensors').write_bytes(raw)
-    with pytest.raises(InputError, match='other bytes'): predict_images([film], tmp_path/'o', model=broken)
+    with pytest.raises(InputError, match='than were written'): predict_images([film], tmp_path/'o', model=broken)
+    shutil.rmtree(broken); shutil.copytree(SHIPPED, broken)
+    about = json.loads((broken/'predictor.json').read_text())
+    about['lines']['abmd'] = [1., .5]                                                    # a model of another line is another model
+    (broken/'predictor.json').write_text(json.dumps(about))
+    with pytest.raises(InputError, match='than were written'): predict_images([film], tmp_path/'o', model=broken)
 
 
 @needs_model
@@ -196,6 +201,40 @@ def test_batch_resumes_and_its_exit_code_tells(dicom, shot, tmp_path, capsys):
     assert predict(bad, '--out', tmp_path/'none') == 2
     (next(out.glob('film-*'))/'prediction.json').write_text('{')                         # a harmed result is made again
     assert predict(good, '--out', out) == 0 and len(pd.read_csv(out/'predictions.csv')) == 2
+
+
+@needs_model
+@pytest.mark.parametrize('border', [1., .8], ids=['white', 'light grey'])
+def test_a_border_of_any_brightness_is_beyond_the_film(border, model, dicom, shot):
+    a, b = shot[0].copy(), shot[0].copy()
+    rows = round(25/PIXEL)
+    a[-rows:], b[-rows:] = 0, border*4095
+    same(hips(model, dicom('black.dcm', a=a)), hips(model, dicom('border.dcm', a=b)), 1e-3)
+
+
+@needs_model
+def test_results_among_the_films_are_no_films(dicom, tmp_path):
+    dicom()
+    out = tmp_path/'results'
+    assert predict(tmp_path, '--out', out, '--dicom') == 0
+    assert predict(tmp_path, '--out', out, '--dicom') == 0 and len(pd.read_csv(out/'failures.csv')) == 0
+
+
+@needs_model
+def test_a_terminal_that_closes_is_no_failure_of_the_film(dicom, tmp_path):
+    def closed(*told): raise BrokenPipeError
+    with pytest.raises(BrokenPipeError): predict_images([dicom()], tmp_path/'out', progress=closed)
+    assert len(predict_images([tmp_path/'film.dcm'], tmp_path/'out')[1]) == 0
+
+
+@needs_model
+def test_names_of_bad_files_stay_out_of_the_table(dicom, tmp_path, monkeypatch):
+    for name in ('SMITH_JOHN_19500101', 'Smith John 1950.dcm'): dicom(name, Modality='CT')
+    _text(tmp_path/'Mueller.bmp'); _text(tmp_path/'Mueller.jp2')
+    monkeypatch.chdir(tmp_path)
+    assert predict('.', '--out', 'out') == 2
+    told = (tmp_path/'out'/'failures.csv').read_text()
+    assert len(pd.read_csv(tmp_path/'out'/'failures.csv')) == 4 and not any(w in told.lower() for w in ('smith', 'john', 'mueller', '1950')), told
 
 
 def everything(folder):
@@ -218,7 +257,12 @@ def test_no_identifier_gets_out(dicom, tmp_path):
     page = dcmread(next((tmp_path/'kept').rglob('page.dcm')))
     assert (str(page.PatientName), page.PatientID, page.StudyInstanceUID) == ('Yamada^Hanako', 'ID-4711-0815', studies.StudyInstanceUID)
     assert page.SOPInstanceUID != studies.SOPInstanceUID and page.PatientIdentityRemoved == 'NO'
+    assert page.BurnedInAnnotation == 'YES'                                              # the page shows the file's name
+    assert dcmread(next((tmp_path/'out').rglob('page.dcm'))).BurnedInAnnotation == 'NO'
     assert pd.read_csv(tmp_path/'kept'/'predictions.csv').file[0].endswith('Yamada_Hanako_4711.dcm')
+    assert predict(dicom('burned.dcm', BurnedInAnnotation='YES'), '--out', tmp_path/'burned', '--dicom') == 0
+    assert dcmread(next((tmp_path/'burned').rglob('page.dcm'))).BurnedInAnnotation == 'YES'
+    assert 'burned into its picture' in pd.read_csv(tmp_path/'burned'/'predictions.csv').notes[0]
 
 
 @needs_model
