@@ -59,6 +59,8 @@ def encode_pelvis(
         f = see.net.encode(see.gain*x)
         return torch.cat([f.mean((-2, -1)), f.std((-2, -1))], 1).cpu().numpy().astype(np.float64)
 
+def _correlation(a:np.ndarray, b:np.ndarray) -> float: return float(np.corrcoef(a.ravel(), b.ravel())[0, 1]) if a.std() > 0 and b.std() > 0 else 0.
+
 @register('mskdex')
 @dataclass(eq=False)
 class MusclePredictor:
@@ -94,14 +96,17 @@ class MusclePredictor:
             raise InputError('film', got=f'a {found[0].side} hip alone', expected='both hips on one film', remedy='the model named hip reads one')
         return found, heat
 
-    def raw(self, film:Film, hips:list[Located]) -> dict: # pictures; amounts (objects,) by kind; missing (objects,), shares; alike, distance, middle
+    def raw(self, film:Film, hips:list[Located]) -> dict: # pictures; amounts (objects,) by kind; missing (objects,); in_place by side; alike, distance, middle
         "A film, unread."
         middle = tuple(np.mean([h.at for h in hips], 0))
         field = pelvis_field(np.where(film.exposed, film.grey, 0), film.pixel_mm, middle)
         pictures = predict_objects(self.net, field[None, None]*4095.)
         amounts, e = read_amounts(self.net, pictures, STEP**2)[0], self.tensors['expected']
         there = pelvis_field(film.exposed, film.pixel_mm, middle)
-        return dict(middle=middle, pictures=pictures[0], amounts={k: amounts[PICTURES.index(k)] for k in KIND.values()},
+        # the locator has found the joints; where the decomposer, which knows nothing of it, sees a femur elsewhere, one of them is wrong
+        femur = {s: OBJECTS.index(f'femur_{s}') for s in SIDES}
+        in_place = {s: _correlation(pictures[0, PICTURES.index('volume'), i], e[i]) for s, i in femur.items()}
+        return dict(middle=middle, pictures=pictures[0], in_place=in_place, amounts={k: amounts[PICTURES.index(k)] for k in KIND.values()},
                     alike=alikeness(field, self.tensors['look']), distance=float(feature_distance(encode_pelvis(self.net, field[None]), self.tensors)[0]),
                     missing=1 - (e*there).sum((-2, -1))/np.maximum(e.sum((-2, -1)), 1e-9))
 
@@ -116,9 +121,13 @@ class MusclePredictor:
         if cut := [m for m, i in place.items() if raw['missing'][i] > limit['missing']]:
             flags.append(Flag('cropped anatomy', f"beyond the film, and not given: {', '.join(m.replace('_', ' ') for m in cut)}",
                               float(max(raw['missing'][place[m]] for m in cut)), limit['missing'], True))
+        if failed := raw['in_place'][hip.side] < limit['in_place']:
+            flags.append(Flag('failed decomposition', 'the femur is not seen where the hip is: no muscle of this side is believed', raw['in_place'][hip.side],
+                              limit['in_place'], True))
         measures, values = [], self.read(raw, hip.side)
         for k, unit in MEASURES.items():
-            why = 'implant' if metal_cm2 > limit['metal_cm2'] else 'cropped anatomy' if k.rsplit('_', 1)[0] in cut else ''
+            why = 'failed decomposition' if failed else \
+                'implant' if metal_cm2 > limit['metal_cm2'] else 'cropped anatomy' if k.rsplit('_', 1)[0] in cut else ''
             half = self.about['intervals'][k]['half']*values[k]
             measures.append(Measure(k, unit, refused=why, title=TITLES[k]) if why else
                             Measure(k, unit, values[k], max(values[k] - half, 0.), values[k] + half, '', TITLES[k]))
@@ -129,7 +138,8 @@ class MusclePredictor:
             maps |= {f'{m}_{what}': Map(picture(m, KIND[what]), unit, STEP, corner, TITLES[f'{m}_{what}']) for m in MUSCLES}
         columns = (0, COLS/2) if hip.outer == 'left' else (COLS/2, COLS)
         box = (corner[0] - STEP/2, corner[0] + (ROWS - .5)*STEP, *(corner[1] + (c - .5)*STEP for c in columns))
-        extra = dict(joint_row=hip.at[0], joint_col=hip.at[1], locator=hip.score, metal_cm2=metal_cm2, distance=raw['distance'], alike=raw['alike'])
+        extra = dict(joint_row=hip.at[0], joint_col=hip.at[1], locator=hip.score, metal_cm2=metal_cm2, distance=raw['distance'], alike=raw['alike'],
+                     in_place=raw['in_place'][hip.side])
         return Site(f'{hip.side} hip', hip.side, tuple(measures), tuple(flags), maps, box, extra)
 
     def predict(self,
@@ -197,7 +207,8 @@ def run_muscle_chain(
                 if hips:
                     row |= {f'said_{k}': raw['amounts'][KIND[what]][OBJECTS.index(f'{m}_{s}')] for k in MEASURES for m, what in [k.rsplit('_', 1)]}
                     row |= {f'missing_{m}': raw['missing'][OBJECTS.index(f'{m}_{s}')] for m in MUSCLES}
-                    row |= dict(alike=raw['alike'], distance=raw['distance'], metal_cm2=metal_near(heat, film, next(h for h in hips if h.side == s)))
+                    row |= dict(alike=raw['alike'], distance=raw['distance'], in_place=raw['in_place'][s],
+                                metal_cm2=metal_near(heat, film, next(h for h in hips if h.side == s)))
                 rows.append(row)
     return pd.DataFrame(rows)
 
@@ -211,7 +222,8 @@ def fit_muscle_readings(predictor:MusclePredictor, patients, seed:int=0):
     about |= dict(lines={k: f[0] for k, f in fits.items()}, intervals={k: f[1] for k, f in fits.items()})
     n = len(set(who))
     far = conformal_quantile(table.distance.to_numpy(), who, min(.97, n/(n + 1)))
-    about['limits'] |= dict(alike=min(ALIKE, float(table.alike.min()) - .05), distance=far, missing=1.)
+    about['limits'] |= dict(alike=min(ALIKE, float(table.alike.min()) - .05), distance=far, missing=1.,
+                            in_place=float(table.in_place.min()) - .05)
     cut = run_muscle_chain(predictor, patients, 1, seed, crop_at_random)
     cut = cut[cut.found & cut.native]
     said = {k: np.polyval(about['lines'][k], cut[f'said_{k}']) for k in MEASURES}
@@ -224,11 +236,13 @@ def score_muscle_predictor(
     "Test patients, once: each film by the chain that `predict` runs."
     about, table = predictor.about, run_muscle_chain(predictor, patients, 1, seed)
     limit, use = about['limits'], {}
-    given = (table.found & table.native & (table.metal_cm2 <= limit['metal_cm2'])).to_numpy()
+    given = (table.found & table.native & (table.alike >= limit['alike']) & (table.metal_cm2 <= limit['metal_cm2'])
+             & (table.in_place >= limit['in_place'])).to_numpy()
     for k in MEASURES: use[k] = given & (table[f"missing_{k.rsplit('_', 1)[0]}"] <= limit['missing']).to_numpy()
     said = {k: np.polyval(about['lines'][k], table[f'said_{k}'].fillna(0)) for k in MEASURES}
     seen = dict(hips=len(table), found=int(table.found.sum()), given={k: int(v.sum()) for k, v in use.items()},
-                unlike=int((table.alike < limit['alike']).sum()), out_of_distribution=int((table.distance > limit['distance']).sum()))
+                unlike=int((table.alike < limit['alike']).sum()), failed=int((table.in_place < limit['in_place']).sum()),
+                out_of_distribution=int((table.distance > limit['distance']).sum()))
     return score_measures(said, table, use, about['intervals'], MEASURES), seen
 
 TRAINING_CODE = ('unpaired', 'intensity_sum', 'training', 'losses', 'batches', 'object_batches', 'models.generators', 'models.backbones',
