@@ -234,9 +234,9 @@ class HipPredictor:
         lost = raw['missing']
         if lost[0] > limit['missing']: out.append(Flag('cropped anatomy', f'{100*lost[0]:.0f} % of a proximal femur lies beyond the film: no bone density here',
                                                        float(lost[0]), limit['missing'], True))
-        if (worst := float(lost[1:].max())) > limit['missing']:
-            names = [m.replace('_', ' ') for m, x in zip(MUSCLES, lost[1:]) if x > limit['missing']]
-            out.append(Flag('cropped anatomy', f'beyond the film, and not given: {", ".join(names)}', worst, limit['missing'], True))
+        if (worst := float(lost[1:].max())) > limit['missing_muscle']:
+            names = [m.replace('_', ' ') for m, x in zip(MUSCLES, lost[1:]) if x > limit['missing_muscle']]
+            out.append(Flag('cropped anatomy', f'beyond the film, and not given: {", ".join(names)}', worst, limit['missing_muscle'], True))
         if not any(f.name == 'implant' for f in out): # an implant leaves no bone to be looked for
             low, high = limit['area_cm2']
             failed = lambda detail, value, limit: out.append(Flag('failed decomposition', detail, value, limit, True))
@@ -253,7 +253,7 @@ class HipPredictor:
         out = []
         for name, unit in MEASURES.items():
             muscle = MUSCLES.index(name.rpartition('_')[0]) if name not in ('abmd', 'vbmd') else None
-            why = no_bone if muscle is None else nothing or ('cropped anatomy' if raw['missing'][1 + muscle] > self.about['limits']['missing'] else '')
+            why = no_bone if muscle is None else nothing or ('cropped anatomy' if raw['missing'][1 + muscle] > self.about['limits']['missing_muscle'] else '')
             q = quantile[name]
             half = q['half'] if q['kind'] == 'absolute' else q['half']*values[name]
             v = values[name]

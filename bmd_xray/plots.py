@@ -67,7 +67,9 @@ def plot_scatter(
         for h, c in colours(hue).items(): ax.scatter(b[hue == h], a[hue == h], s=18, color=c, alpha=.75, lw=0, label=str(h))
         ax.legend(loc='lower right', handletextpad=.1)
     ax.set(xlim=limits, ylim=limits, xlabel=_quantity(f'{labels[1]} {name}', unit), ylabel=_quantity(f'{labels[0]} {name}', unit), aspect='equal')
-    ax.text(.04, .96, scores, transform=ax.transAxes, va='top', linespacing=1.4, bbox=dict(fc='white', ec='none', alpha=.7, pad=1))
+    # below the identity line there is room, but where a legend stands
+    at = dict(x=.97, y=.03, va='bottom', ha='right') if hue is None else dict(x=.04, y=.96, va='top')
+    ax.text(s=scores, transform=ax.transAxes, linespacing=1.4, zorder=1.5, **at)
     return ax
 
 # %% ../nbs/72_plots.ipynb #c011
@@ -107,16 +109,18 @@ def plot_error_boxes(
     method:str='method',    # column of the method: one box each
     hue:str|None=None,      # column that splits each box: pre/post, pose
     unit:str|None='g/cm²',  # unit of the error
-    order=None              # order of the methods; by default of appearance
+    order=None,             # order of the methods; by default of appearance
+    log:bool=False          # scale of the error, where one method is many times another
 ):
     "Boxes of the absolute error, whiskers to 1.5 interquartile ranges, every image a faint point."
     if missing := [c for c in (error, method, hue) if c and c not in table]: raise InputError('columns', got=f'no {missing}', expected=f'of {list(table)}')
     order = list(order or dict.fromkeys(table[method]))
     keys = dict(data=table, x=method, y=error, order=order, hue=hue or method, hue_order=None if hue else order, ax=ax, legend=bool(hue),
                 palette=colours(table[hue] if hue else order))
-    sns.boxplot(**keys, width=.6, fliersize=0, linewidth=1, boxprops=dict(alpha=.65))
+    sns.boxplot(**keys, log_scale=(False, log), width=.6, fliersize=0, linewidth=1, boxprops=dict(alpha=.65))
     sns.stripplot(**{**keys, 'legend': False}, dodge=bool(hue), size=2.2, alpha=.35, jitter=.18)
-    ax.set(xlabel='', ylabel=_quantity('absolute error', unit), ylim=(0, None))
+    ax.set(xlabel='', ylabel=_quantity('absolute error', unit))
+    ax.set_ylim(np.nanpercentile(table[error], .5) if log else 0, None)
     if hue: ax.legend(title='')
     return ax
 
