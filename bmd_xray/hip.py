@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SIZE', 'STEP_MM', 'MIDLINE_MM', 'ABOVE_MM', 'ANCHOR', 'CHANNELS', 'UNITS', 'MEASURES', 'LOOK', 'LOOK_MM', 'PLACES',
            'SHIFTS_MM', 'TITLES', 'hip_grid', 'hip_field', 'field_to_film', 'look', 'peak', 'Located', 'find_hips',
-           'metal_near', 'implant_flags', 'read_maps', 'encode', 'missing_share', 'HipPredictor']
+           'metal_near', 'implant_flags', 'read_maps', 'encode', 'half_width', 'missing_share', 'HipPredictor']
 
 # %% ../nbs/84_hip.ipynb #c002
 from dataclasses import dataclass
@@ -168,6 +168,13 @@ def encode(
         f = trained.model.encode(x)
         return torch.cat([f.mean((-2, -1)), f.std((-2, -1))], 1).cpu().numpy().astype(np.float64)
 
+def half_width(
+    interval:dict, # of `hip_training.fit_line`: kind, half
+    value          # (...), what is read
+): # (...)
+    "Half of an interval."
+    return interval['half']*(1. if interval['kind'] == 'absolute' else value)
+
 def missing_share(
     expected:np.ndarray, # (C, *SIZE), where training hips have the object
     exposed:np.ndarray   # (*SIZE), 0 to 1
@@ -254,9 +261,8 @@ class HipPredictor:
         for name, unit in MEASURES.items():
             muscle = MUSCLES.index(name.rpartition('_')[0]) if name not in ('abmd', 'vbmd') else None
             why = no_bone if muscle is None else nothing or ('cropped anatomy' if raw['missing'][1 + muscle] > self.about['limits']['missing_muscle'] else '')
-            q = quantile[name]
-            half = q['half'] if q['kind'] == 'absolute' else q['half']*values[name]
             v = values[name]
+            half = half_width(quantile[name], v)
             out.append(Measure(name, unit, refused=why, title=TITLES[name]) if why else Measure(name, unit, v, max(v - half, 0.), v + half, '', TITLES[name]))
             if name == 'abmd' and reference:
                 t = [None]*3 if why else [float(t_score(x, reference)) for x in (v, max(v - half, 0.), v + half)]

@@ -23,7 +23,7 @@ from .geometry import apply
 from .hip import CHANNELS, LOOK, LOOK_MM, hip_field
 from .pairs import VIEW_CODE, VIEW_DATA
 from .physics import load_world
-from .predict import check_held_out, cut_field
+from .predict import LEVEL, check_held_out, cut_field
 from .tissue import hu_to_lean_density
 
 # %% ../nbs/89_hip_films.ipynb #c005
@@ -45,7 +45,7 @@ class PredictorConfig:
     locator_steps:int = 900
     seed:int = 0
 
-    def __post_init__(self): check_held_out(.9, calibrate=2*self.calibrate, test=2*self.test)
+    def __post_init__(self): check_held_out(LEVEL, calibrate=2*self.calibrate, test=2*self.test)
 
 def split_patients(split:str, config:PredictorConfig) -> list[Patient]: # train, calibrate or test
     "Patients of a split, who are in no other and in no experiment."

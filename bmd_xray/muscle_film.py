@@ -23,11 +23,11 @@ from .core import InputError, cache_path, code_hash, content_hash, data_path, pr
 from .decomposition import Trained, load_model, save_model
 from .hip import LOOK_MM, TITLES, HipPredictor, Located, find_hips, implant_flags, look, metal_near, peak
 from .hip_films import WINDOW_MM, PredictorConfig, form_films, load_bodies, split_patients
-from .hip_training import LEVEL, as_seen, crop_at_random, fit_line, missing_limit, score_measures
+from .hip_training import as_seen, crop_at_random, fit_line, missing_limit, score_measures
 from .muscles import FILM_CENTRE_MM, MUSCLES, PICTURES, MuscleSet, load_muscles
 from .object_batches import scale_xray
 from .objects import OBJECTS
-from .predict import ALIKE, Film, Flag, Map, Measure, Prediction, Site, alikeness, check_held_out, config_arguments, config_of, \
+from .predict import ALIKE, LEVEL, Film, Flag, Map, Measure, Prediction, Site, alikeness, check_held_out, config_arguments, config_of, \
     cut_field, glance, load_predictor, load_readings, register, save_accuracy, save_readings, stranger_flags
 from .reliability import conformal_quantile, feature_distance, fit_features
 from .unpaired import MSKDEX, Decomposer, UnpairedConfig, load_decomposer, predict_objects, read_amounts, save_decomposer, train_unpaired

@@ -25,10 +25,10 @@ from .hip import field_to_film, metal_near
 from .hip_neck_film import NeckPredictor, neck_square
 from .hip_rois import HipSet
 from .hip_study import PRETRAINED, TUNED, HipPlan, HipStudy, load_study, localiser, train_arm
-from .hip_training import LEVEL, as_seen, crop_at_random, missing_limit
+from .hip_training import as_seen, crop_at_random, missing_limit
 from .metrics import auc, bootstrap_ci, score_table
 from .models.se import EmbeddingRegressor
-from .predict import OSTEOPOROSIS, check_held_out, config_arguments, config_of, glance, load_predictor, save_accuracy, save_readings
+from .predict import LEVEL, OSTEOPOROSIS, check_held_out, config_arguments, config_of, glance, load_predictor, save_accuracy, save_readings
 from .reliability import conformal_quantile, fit_features, left_out_errors
 from .training import save_weights
 

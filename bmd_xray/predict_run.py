@@ -181,7 +181,7 @@ def list_images(
     return list(dict.fromkeys(out))
 
 # a finished result is used again while this code, which decides what it holds, is the same
-RESULT_CODE = ('predict', 'predict_run', 'predict_page', 'dicom_out', 'radiograph', 'hip', 'hip_neck_film', 'muscle_film', 'chest_film')
+RESULT_CODE = ('predict', 'predict_run', 'predict_page', 'dicom_out', 'radiograph', 'femur', 'reliability', 'hip', 'hip_neck_film', 'muscle_film', 'chest_film')
 
 def _reuse(folder:Path, key:str):
     "The record of a finished result, or None."

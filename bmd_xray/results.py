@@ -110,7 +110,7 @@ def plain_reason(
     text, files = str(error), {str(name): 'file' for name in hidden if str(name)}
     if (rows := getattr(patient, 'rows', None)) is not None:
         columns = [c for c in ('ct', 'labels', 'landmarks', 'xray', 'motion', 'calibration') if c in rows]
-        files = {name: c for c in columns for name in rows[c].dropna().astype(str) if '/' in name}
+        files |= {name: c for c in columns for name in rows[c].dropna().astype(str) if '/' in name}
     for name in (getattr(error, 'what', None), getattr(error, 'filename', None)):  # whole, with its spaces
         if name and '/' in str(name): files.setdefault(str(name), next((c for f, c in files.items() if str(name).startswith(f)), 'path'))
     for name in sorted(files, key=len, reverse=True): text = re.sub(rf'(?<!\w){re.escape(name)}(?!\w)', f'[{files[name]}]', text)
